@@ -93,7 +93,7 @@ def filter(
             "compute both with the same transform of the same recording"
         )
     variances, noise, total = _checked(variances, noise)
-    dtype = X.real.dtype
+    dtype = np.finfo(X.dtype).dtype
     source = _divide(variances, total[..., None, :, :], 0.0).astype(dtype)
     rest = _divide(noise, total, 1.0).astype(dtype)
     return source * X[..., None, :, :], rest * X
