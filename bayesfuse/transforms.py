@@ -93,8 +93,7 @@ class STFT(eqx.Module):
         if self.hop < 1 or self.window < 2 * self.hop or self.window % self.hop:
             raise ValueError(
                 f"STFT got window={self.window} and hop={self.hop}; the hop must be at least 1, divide the "
-                f"window and be at most half of it. Half-overlapping frames are window={self.window + self.window % 2}, "
-                f"hop={(self.window + 1) // 2}."
+                "window and be at most half of it, as window=1024 and hop=512 do."
             )
 
     @property
@@ -162,9 +161,8 @@ class STFT(eqx.Module):
         segments = padded.reshape(*x.shape[:-1], n + rows - 1, self.hop)
         frames = xp.concatenate([segments[..., row : row + n, :] for row in range(rows)], axis=-1)
         frames = frames * _sine_window(self.window, self.hop).astype(x.dtype)
-        if xp is np:
-            return scipy.fft.rfft(frames, axis=-1, norm="ortho", overwrite_x=True).swapaxes(-1, -2)
-        return jnp.fft.rfft(frames, axis=-1, norm="ortho").swapaxes(-1, -2)
+        fft: Any = scipy.fft if xp is np else jnp.fft
+        return fft.rfft(frames, axis=-1, norm="ortho").swapaxes(-1, -2)
 
     def synthesis(self, X: Num[AnyArray, "*batch bin frame"], length: int) -> Waveform:
         """Waveforms of `length` samples from complex coefficients; the inverse of `analysis`.
@@ -191,10 +189,8 @@ class STFT(eqx.Module):
                 f"coefficients have [bin, frame] = {list(X.shape[-2:])}, but {self.name} of {length} samples "
                 f"has {[self.num_bins, n]}; pass the length that was analysed, and the transform that did it."
             )
-        if isinstance(X, jax.Array):
-            frames = jnp.fft.irfft(X.swapaxes(-1, -2), n=self.window, axis=-1, norm="ortho")
-        else:
-            frames = scipy.fft.irfft(X.swapaxes(-1, -2), n=self.window, axis=-1, norm="ortho")
+        fft: Any = scipy.fft if _namespace(X) is np else jnp.fft
+        frames = fft.irfft(X.swapaxes(-1, -2), n=self.window, axis=-1, norm="ortho")
         frames = frames * _sine_window(self.window, self.hop).astype(frames.dtype)
         pieces = frames.reshape(*X.shape[:-2], n, rows, self.hop)
         # Segment k of the signal is row r of frame k + rows - 1 - r; the margins are never formed.
@@ -396,7 +392,8 @@ def _namespace(x: AnyArray) -> Any:
 
 def _squared_magnitude(X: Num[AnyArray, "..."]) -> Float[AnyArray, "..."]:
     _require(X, "coefficients", ("complex64", "complex128"), min_rank=2)
-    return X.real**2 + X.imag**2
+    xp = _namespace(X)
+    return xp.real(X) ** 2 + xp.imag(X) ** 2
 
 
 def _product(matrix: Float[np.ndarray, "row column"], x: Float[AnyArray, "*batch column frame"]) -> AnyArray:
