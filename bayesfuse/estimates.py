@@ -1,0 +1,202 @@
+"""From a variational posterior to sources: Wiener gains, honest variances, draws.
+
+Given a combination of orders the posterior mean of the sources is the Wiener filter with the variances C_jm. In the
+marginal variant the fused estimate is the convex sum of those, sum_c q(c) mu_c, and its variance follows the law of
+total variance: the average variance within the combinations plus the variance of their means. In the explicit variant
+q(S) is one Gaussian and holds both already.
+
+Gains and variances are per band of the representation the model was fitted on (bins of an STFT).
+"""
+
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Complex, Float, Int
+
+from bayesfuse import wiener
+from bayesfuse._precision import precision
+from bayesfuse.gig import Gig
+from bayesfuse.inference import Fit, Power
+from bayesfuse.vbnmf import Factor, GammaPrior, Posterior, Prior, harmonic_variance
+
+
+class Moments(NamedTuple):
+    """Posterior mean, as a gain on the mixture, and variance of every source.
+
+    Attributes
+    ----------
+    gains
+        In [0, 1]; the posterior mean of source j is ``gains[j] * X``.
+    within
+        Average over the orders of the variance given the orders, in the unit of the power.
+    between
+        Variance of the orders' means; `within + between` is the posterior variance E|s - E s|^2.
+    """
+
+    gains: Float[np.ndarray, "source freq frame"]
+    within: Float[np.ndarray, "source freq frame"]
+    between: Float[np.ndarray, "source freq frame"]
+
+    @property
+    def variance(self) -> Float[np.ndarray, "source freq frame"]:
+        return self.within + self.between
+
+
+def _harmonic_variances(q: Posterior, choice: tuple[int, ...]) -> Float[Array, "source freq frame"]:
+    return jnp.stack([harmonic_variance(q.components[j][m]) for j, m in enumerate(choice)])
+
+
+@eqx.filter_jit
+def _combined(power: Array, q: Posterior, prior: Prior, weights: Array) -> tuple[Array, Array, Array]:
+    """Gain, variance within and variance between for the combinations under `weights`."""
+    gains = [wiener.gains(_harmonic_variances(q, choice), prior.noise) for choice in q.combinations]
+    mean = sum(w * g for w, g in zip(weights, gains, strict=True))
+    within = sum(
+        w * wiener.posterior_variance(_harmonic_variances(q, choice), prior.noise)
+        for w, choice in zip(weights, q.combinations, strict=True)
+    )
+    between = sum(w * (g - mean) ** 2 for w, g in zip(weights, gains, strict=True)) * power
+    return jnp.asarray(mean), jnp.asarray(within), jnp.asarray(between)
+
+
+def moments(power: Power, fit: Fit) -> Moments:
+    """Return gains and variances of all sources, averaged over the orders.
+
+    Parameters
+    ----------
+    power
+        |X|^2 that `fit` was given, [freq, frame], in its own unit.
+    """
+    power = np.asarray(power)
+    with precision(power):
+        normal = jnp.asarray(power / np.float64(fit.scale) ** 2, power.dtype)
+        q, prior = jax.tree.map(jnp.asarray, (fit.posterior, fit.prior))
+        unit = power.dtype.type(fit.scale**2)
+        if q.variant == "explicit":
+            gains = wiener.gains(q.source_variance, prior.noise)
+            within = wiener.posterior_variance(q.source_variance, prior.noise)
+            between = jnp.zeros_like(within)
+        else:
+            gains, within, between = _combined(normal, q, prior, q.combination_probabilities())
+        return Moments(np.asarray(gains), np.asarray(within) * unit, np.asarray(between) * unit)
+
+
+def order_gains(fit: Fit, source: int) -> Float[np.ndarray, "order source freq frame"]:
+    """Return the gains of all sources given each candidate order of one `source`.
+
+    The orders of the other sources are averaged with their posterior given that order.
+    """
+    q = fit.posterior
+    with precision(fit.posterior.log_order[0]):
+        q, prior = jax.tree.map(jnp.asarray, (fit.posterior, fit.prior))
+        probabilities = np.asarray(q.combination_probabilities(), dtype=np.float64)
+        # In log space: an order whose own probability underflows still has an estimate.
+        log_q = np.log(np.maximum(probabilities, np.finfo(np.float64).tiny))
+        gains = []
+        for m in range(len(q.components[source])):
+            users = [i for i, choice in enumerate(q.combinations) if choice[source] == m]
+            weights = np.exp(log_q[users] - log_q[users].max())
+            weights /= weights.sum()
+            total = sum(
+                w * np.asarray(wiener.gains(_harmonic_variances(q, q.combinations[i]), prior.noise))
+                for w, i in zip(weights, users, strict=True)
+            )
+            gains.append(total.astype(fit.posterior.log_order[0].dtype))
+        return np.stack(gains)
+
+
+class Draws(NamedTuple):
+    """Draws from the variational posterior, first axis the draw.
+
+    Attributes
+    ----------
+    orders
+        Index of the drawn candidate of every source.
+    dictionaries, activations
+        ``[draw][source]`` arrays W [freq, component] and H [component, frame] of the drawn orders; their product is a
+        variance in the unit of the mixture's power.
+    sources
+        STFT coefficients.
+    """
+
+    orders: Int[np.ndarray, "draw source"]
+    dictionaries: list[list[Float[np.ndarray, "freq component"]]]
+    activations: list[list[Float[np.ndarray, "component frame"]]]
+    sources: Complex[np.ndarray, "draw source freq frame"]
+
+
+@eqx.filter_jit
+def _sample_factor(key: Array, factor: Factor, prior: GammaPrior) -> Array:
+    if factor.rho is None or factor.tau is None:
+        return factor.mean
+    return Gig(prior.shape.nu, factor.rho, factor.tau).sample(key)
+
+
+@eqx.filter_jit
+def _sample_sources(key: Array, X: Array, variances: Array, noise: Array) -> Array:
+    """Sources given their variances and the mixture, by conditioning a joint draw on X."""
+    keys = jax.random.split(key, 4)
+    shape = variances.shape
+    real = variances.dtype
+    sources = jnp.sqrt(variances / 2) * jax.lax.complex(
+        jax.random.normal(keys[0], shape, real), jax.random.normal(keys[1], shape, real)
+    )
+    error = jnp.sqrt(noise / 2) * jax.lax.complex(
+        jax.random.normal(keys[2], X.shape, real), jax.random.normal(keys[3], X.shape, real)
+    )
+    return sources + wiener.gains(variances, noise) * (X - error - sources.sum(0))
+
+
+def draw(key: Array, X: Complex[np.ndarray, "freq frame"], fit: Fit, num: int) -> Draws:
+    """Return `num` draws of orders, dictionaries, activations and sources.
+
+    Orders, then factors, come from q. Sources of the marginal variant come from p(S | X, W, H, K), which that variant
+    does not approximate; those of the explicit variant from q(S), which is independent of the factors.
+
+    Parameters
+    ----------
+    key
+        JAX random key.
+    X
+        STFT of the mixture that `fit` was given as |X|^2.
+    num
+        How many draws, at least 1.
+    """
+    X = np.asarray(X)
+    if num < 1:
+        raise ValueError(f"num={num}: expected at least one draw.")
+    expected = (fit.posterior.components[0][0].dictionary.mean.shape[0], fit.free_energy.frames.shape[0])
+    if X.shape != expected or not np.iscomplexobj(X):
+        raise ValueError(
+            f"X is {X.dtype} {X.shape}: expected the complex STFT {expected} [freq, frame] that was fitted."
+        )
+    with precision(X):
+        q, prior = jax.tree.map(jnp.asarray, (fit.posterior, fit.prior))
+        normal = jnp.asarray(X / fit.scale, X.dtype)
+        sample = _sample_sources
+        choices = np.array(q.combinations)
+        key, subkey = jax.random.split(key)
+        picks = jax.random.choice(subkey, len(choices), (num,), p=q.combination_probabilities())
+        orders = choices[np.asarray(picks)]
+        dictionaries, activations, sources = [], [], []
+        for choice in orders:
+            key, *keys = jax.random.split(key, 2 * len(choice) + 2)
+            chosen = [
+                (q.components[j][m], prior.dictionaries[j][m], prior.activations[j][m])
+                for j, m in enumerate(choice)
+            ]
+            ws = [_sample_factor(keys[2 * j], c.dictionary, pw) for j, (c, pw, _) in enumerate(chosen)]
+            hs = [_sample_factor(keys[2 * j + 1], c.activations, ph) for j, (c, _, ph) in enumerate(chosen)]
+            if q.source_variance is None:
+                variances = jnp.stack([w @ h for w, h in zip(ws, hs, strict=True)])
+            else:
+                variances = q.source_variance
+            sources.append(
+                np.asarray(sample(keys[-1], normal, variances, prior.noise)) * X.real.dtype.type(fit.scale)
+            )
+            dictionaries.append([np.asarray(w) * X.real.dtype.type(fit.scale**2) for w in ws])
+            activations.append([np.asarray(h) for h in hs])
+        return Draws(orders, dictionaries, activations, np.stack(sources))

@@ -1,0 +1,339 @@
+"""Fitting the variational model of `vbnmf` to a recording: start, coordinate ascent, trace.
+
+The model is scale dependent: its priors have mean one. `fit` therefore divides the mixture by its root mean power, so
+that posterior and prior live in that unit and `Prior.noise` is relative to the mixture's mean power, and reports free
+energies of the mixture as it came, change of variables included. Multiplying the mixture by a constant changes nothing
+but that unit.
+
+Frames are padded to a few lengths (`nmf.bucket_length`) under an exact mask, so that recordings of similar length share one
+compiled program; numbers never cause a compilation.
+"""
+
+from collections.abc import Sequence
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from bayesfuse import nmf
+from bayesfuse._precision import precision
+from bayesfuse.vbnmf import (
+    Component,
+    Factor,
+    FreeEnergy,
+    Posterior,
+    Prior,
+    Scores,
+    Variant,
+    combination_scores,
+    combine_logs,
+    free_energy,
+    multiplicative_step,
+    source_scores,
+    step,
+    tempered,
+    update_sources,
+)
+
+Power = Float[np.ndarray | Array, "freq frame"]
+Candidate = int | Factor | Float[np.ndarray | Array, "freq component"]
+
+
+class Fit(eqx.Module):
+    """Result of `fit`. Arrays are NumPy, in the dtype of the mixture.
+
+    Attributes
+    ----------
+    free_energy
+        Bound of log p(X) of the mixture in its own unit.
+    scores
+        The same bound before averaging over orders: one `Scores` over `posterior.combinations` (marginal) or one per
+        source over its candidates (explicit, without the terms that all candidates share).
+    trace
+        Objective (the free energy, tempered) after each of `trace_iterations`; it never falls.
+    posterior, prior
+        In the unit of the normalised mixture, X / scale.
+    scale
+        Root mean power of the mixture.
+    """
+
+    free_energy: FreeEnergy
+    scores: tuple[Scores, ...]
+    trace: Float[np.ndarray, " record"]
+    trace_iterations: tuple[int, ...]
+    posterior: Posterior
+    prior: Prior
+    scale: float
+
+
+def normalise(power: Power) -> tuple[Float[np.ndarray, "freq frame"], float]:
+    """Return the power divided by its mean, and the root of that mean (1 for silence)."""
+    power = np.asarray(power)
+    if power.ndim != 2 or 0 in power.shape:
+        raise ValueError(f"power has shape {power.shape}: expected a non-empty [freq, frame] array.")
+    if not np.issubdtype(power.dtype, np.floating):
+        raise ValueError(
+            f"power has dtype {power.dtype}: expected |X|^2 as float32 or float64, not X itself."
+        )
+    if not np.all(np.isfinite(power)) or np.min(power) < 0:
+        raise ValueError("power must be finite and non-negative; it has NaN, infinite or negative entries.")
+    mean = float(np.mean(power, dtype=np.float64))
+    if mean == 0:
+        return power, 1.0
+    return (power / mean).astype(power.dtype), float(np.sqrt(mean))
+
+
+def start(
+    power: Power,
+    candidates: Sequence[Sequence[Candidate]],
+    prior: Prior,
+    *,
+    variant: Variant = "marginal",
+    seed: int = 0,
+    ml_iters: int = 10,
+) -> Posterior:
+    """Return a start for `fit`: dictionaries as given, activations from a few maximum-likelihood updates.
+
+    Parameters
+    ----------
+    power
+        Power of the mixture, [freq, frame], in any unit.
+    candidates
+        ``[source][order]``: an array [freq, component] is a dictionary held fixed (Dirac); a `Factor` a posterior
+        over a dictionary held fixed, e.g. of a VB-trained one; an integer the order of a dictionary to be learned on
+        the mixture, started by vector quantisation of the mixture's frames.
+    ml_iters
+        Multiplicative updates before the first variational one, all orders at once, q(K) at its prior. [JVR14] starts
+        from constants, which is 0.
+
+    Raises
+    ------
+    ValueError
+        For dictionaries with another number of frequencies than the mixture, with negative or non-finite entries or
+        with a zero column, for orders below one, and for a layout other than the prior's.
+    """
+    if [len(row) for row in candidates] != [len(row) for row in prior.dictionaries]:
+        raise ValueError(
+            f"candidates has {[len(r) for r in candidates]} entries per source, the prior "
+            f"{[len(r) for r in prior.dictionaries]}."
+        )
+    normal, _ = normalise(power)
+    with precision(normal):
+        components = tuple(
+            tuple(
+                _component(normal, candidate, prior, j, m, seed + 1000 * j + m, f"candidates[{j}][{m}]")
+                for m, candidate in enumerate(row)
+            )
+            for j, row in enumerate(candidates)
+        )
+        q = Posterior(components, (combine_logs(prior.order),), None, "marginal")
+        if ml_iters > 0:
+            padded, mask, q = _pad(normal, q)
+            q = _crop(_multiply(padded, q, prior, mask, jnp.asarray(ml_iters)), normal.shape[1])
+        if variant == "explicit":
+            variance = jnp.ones((len(candidates), *normal.shape), normal.dtype)
+            q = Posterior(q.components, prior.order, variance, "explicit")
+        return q
+
+
+def _component(
+    power: Float[np.ndarray, "freq frame"],
+    candidate: Candidate,
+    prior: Prior,
+    j: int,
+    m: int,
+    seed: int,
+    name: str,
+) -> Component:
+    freq, frames = power.shape
+    if isinstance(candidate, int | np.integer):
+        if candidate < 1:
+            raise ValueError(f"{name}={candidate}: an order is at least 1.")
+        weights = np.asarray(nmf.vector_quantisation(seed, power, int(candidate)))
+        # Columns of mean 1: that is the scale the dictionary's prior expects.
+        weights = (weights / weights.mean(0)).astype(power.dtype)
+        unknown = jnp.full(weights.shape, jnp.nan, power.dtype)
+        dictionary = Factor(jnp.asarray(weights), jnp.asarray(weights), unknown, unknown, learned=True)
+    else:
+        factor = (
+            candidate
+            if isinstance(candidate, Factor)
+            else Factor(jnp.asarray(candidate), jnp.asarray(candidate))
+        )
+        weights = np.asarray(factor.mean)
+        if weights.ndim != 2 or weights.shape[0] != freq or weights.shape[1] < 1:
+            raise ValueError(
+                f"{name} has shape {weights.shape}: expected [freq, component] with {freq} frequencies as the mixture; "
+                "was it trained with another transform?"
+            )
+        if not np.all(np.isfinite(weights)) or weights.min() < 0 or np.any(weights.max(0) == 0):
+            raise ValueError(f"{name}: a dictionary must be finite and non-negative and have no zero column.")
+        held = jax.tree.map(lambda y: jnp.asarray(y, power.dtype), factor)
+        dictionary = Factor(held.mean, held.harmonic, held.rho, held.tau)
+    mean = prior.activations[j][m]
+    constant = jnp.full((weights.shape[1], frames), mean.shape.nu / mean.rate, power.dtype)
+    unknown = jnp.full_like(constant, jnp.nan)
+    return Component(dictionary, Factor(constant, constant, unknown, unknown, learned=True))
+
+
+def _pad(
+    power: Float[np.ndarray, "freq frame"], q: Posterior
+) -> tuple[Float[Array, "freq padded"], Float[Array, " padded"], Posterior]:
+    """Pad to the bucket: silence, mask 0, and activations of one, which the mask keeps from mattering."""
+    extra = nmf.bucket_length(power.shape[1]) - power.shape[1]
+
+    def widen(array: Array | None, value: float) -> Array | None:
+        if array is None:
+            return None
+        return jnp.pad(array, [(0, 0)] * (array.ndim - 1) + [(0, extra)], constant_values=value)
+
+    components = tuple(
+        tuple(Component(c.dictionary, jax.tree.map(lambda y: widen(y, 1.0), c.activations)) for c in orders)
+        for orders in q.components
+    )
+    padded = Posterior(components, q.log_order, widen(q.source_variance, 1.0), q.variant)
+    mask = jnp.pad(jnp.ones(power.shape[1], power.dtype), (0, extra))
+    return jnp.pad(jnp.asarray(power), ((0, 0), (0, extra))), mask, padded
+
+
+def _crop(q: Posterior, frames: int) -> Posterior:
+    components = tuple(
+        tuple(Component(c.dictionary, jax.tree.map(lambda y: y[:, :frames], c.activations)) for c in orders)
+        for orders in q.components
+    )
+    variance = None if q.source_variance is None else q.source_variance[..., :frames]
+    return Posterior(components, q.log_order, variance, q.variant)
+
+
+@eqx.filter_jit
+def _multiply(power: Array, q: Posterior, prior: Prior, mask: Array, iterations: Array) -> Posterior:
+    return jax.lax.fori_loop(
+        0, iterations, lambda _, state: multiplicative_step(power, state, prior, mask), q
+    )
+
+
+@eqx.filter_jit
+def _advance(
+    power: Array, q: Posterior, prior: Prior, mask: Array, iterations: Array, sequence: str
+) -> Posterior:
+    return jax.lax.fori_loop(
+        0, iterations, lambda _, state: step(power, state, prior, mask, sequence=sequence), q
+    )
+
+
+@eqx.filter_jit
+def _evaluate(power: Array, q: Posterior, prior: Prior, mask: Array) -> tuple[FreeEnergy, Array]:
+    energy = free_energy(power, q, prior, mask)
+    return energy, tempered(energy, q, prior)
+
+
+@eqx.filter_jit
+def _conclude(
+    power: Array, q: Posterior, prior: Prior, mask: Array
+) -> tuple[Posterior, FreeEnergy, tuple[Scores, ...]]:
+    """q(S) for the final factors, and everything that is reported about the result."""
+    q = update_sources(q, prior)
+    if q.variant == "marginal":
+        scores: tuple[Scores, ...] = (combination_scores(power, q, prior, mask),)
+    else:
+        scores = source_scores(power, q, prior, mask)
+    return q, free_energy(power, q, prior, mask), scores
+
+
+def fit(
+    power: Power,
+    q0: Posterior,
+    prior: Prior,
+    *,
+    num_iters: int = 50,
+    tolerance: float | None = None,
+    trace_every: int = 5,
+    sequence: str | None = None,
+    progress: bool = False,
+) -> Fit:
+    """Return the variational posterior of a mixture after coordinate ascent from `q0`.
+
+    Parameters
+    ----------
+    power
+        |X|^2 of the mixture, [freq, frame], in any unit; float32 or float64, which the results follow.
+    q0, prior
+        From `start` and `make_prior`. `Prior.noise` is relative to the mean power of the mixture.
+    num_iters
+        Sweeps at most.
+    tolerance
+        Stop as soon as the objective gains less than this fraction of its magnitude per sweep, measured over
+        `trace_every` sweeps; by default all sweeps are done.
+    trace_every
+        Sweeps between two evaluations of the objective.
+    sequence
+        Order of the updates, see `vbnmf.step`; by default sources, dictionaries, activations, orders.
+    progress
+        Show a progress bar.
+
+    Raises
+    ------
+    ValueError
+        For a power that is not a finite non-negative matrix, or settings out of range.
+    FloatingPointError
+        If the objective becomes NaN or infinite; the message names the iteration and the usual causes.
+    """
+    if num_iters < 1 or trace_every < 1:
+        raise ValueError(f"num_iters={num_iters}, trace_every={trace_every}: both must be at least 1.")
+    normal, scale = normalise(power)
+    if prior.noise.dtype != normal.dtype:
+        raise ValueError(f"the prior is {prior.noise.dtype}, the mixture {normal.dtype}: use one dtype.")
+    sequence = sequence or ("WHK" if q0.variant == "marginal" else "SWHK")
+    with precision(normal):
+        padded, mask, q = _pad(normal, q0)
+        trace: list[float] = []
+        iterations: list[int] = []
+        with _bar(num_iters, progress) as bar:
+            done = 0
+            while done < num_iters:
+                count = min(trace_every, num_iters - done)
+                q = _advance(padded, q, prior, mask, jnp.asarray(count), sequence)
+                energy, extra = _evaluate(padded, q, prior, mask)
+                done += count
+                trace.append(energy.total + float(extra))
+                iterations.append(done)
+                bar.update(count)
+                if not np.isfinite(trace[-1]):
+                    raise FloatingPointError(
+                        f"the objective is {trace[-1]} at iteration {done}. Usual causes: a dictionary whose every "
+                        "entry is zero at a frequency where the mixture is not, with prior.noise = 0; float32 with a "
+                        "prior shape below about 0.02; a start with zeros in every component of a bin."
+                    )
+                if tolerance is not None and len(trace) > 1:
+                    gain = (trace[-1] - trace[-2]) / count
+                    if gain < tolerance * abs(trace[-1]):
+                        break
+        q, energy, scores = _conclude(padded, q, prior, mask)
+        frames = normal.shape[1]
+        change = -2.0 * normal.shape[0] * np.log(scale)
+        energy = FreeEnergy(
+            np.asarray(energy.frames)[:frames] + normal.dtype.type(change), energy.dictionary, energy.order
+        )
+        # In the explicit variant the change of variables belongs to the mixture, not to a source's score.
+        shift = change if q.variant == "marginal" else 0.0
+        scores = tuple(
+            Scores(np.asarray(s.frames)[:, :frames] + normal.dtype.type(shift), s.dictionary) for s in scores
+        )
+        result = Fit(
+            energy,
+            scores,
+            np.asarray(trace) + change * frames,
+            tuple(iterations),
+            _crop(q, frames),
+            prior,
+            scale,
+        )
+        return jax.tree.map(lambda leaf: np.asarray(leaf) if isinstance(leaf, jax.Array) else leaf, result)
+
+
+def _bar(total: int, progress: bool):
+    from tqdm.auto import tqdm
+
+    return tqdm(total=total, disable=not progress, desc="VB-NMF", unit="it", leave=False)
