@@ -59,8 +59,8 @@ class Transform(Protocol):
     @property
     def num_bins(self) -> int: ...
     def num_frames(self, length: int) -> int: ...
-    def frequencies(self, rate: float) -> Float[np.ndarray, " band"]: ...
-    def frame_times(self, rate: float, n: int) -> Float[np.ndarray, " frame"]: ...
+    def frequencies(self, rate: int | float) -> Float[np.ndarray, " band"]: ...
+    def frame_times(self, rate: int | float, n: int) -> Float[np.ndarray, " frame"]: ...
     def analysis(self, x: Num[AnyArray, "*batch sample"]) -> Coefficients: ...
     def synthesis(self, X: Num[AnyArray, "*batch bin frame"], length: int) -> Waveform: ...
     def power(self, X: Num[AnyArray, "*batch bin frame"]) -> Bands: ...
@@ -131,11 +131,11 @@ class STFT(eqx.Module):
             raise ValueError(f"a signal of {length} samples has no frames; at least one sample is needed.")
         return -(-length // self.hop) + self.overlap - 1
 
-    def frequencies(self, rate: float) -> Float[np.ndarray, " bin"]:
+    def frequencies(self, rate: int | float) -> Float[np.ndarray, " bin"]:
         """Bin frequencies in Hz, float64, for a sampling rate in Hz."""
         return np.arange(self.num_bins) * (_positive_rate(rate) / self.window)
 
-    def frame_times(self, rate: float, n: int) -> Float[np.ndarray, " frame"]:
+    def frame_times(self, rate: int | float, n: int) -> Float[np.ndarray, " frame"]:
         """Centres of the first `n` frames in seconds, float64; sample k occupies [k, k + 1) / rate."""
         return (np.arange(n) * self.hop - (self.window - self.hop) + self.window / 2.0) / _positive_rate(rate)
 
@@ -300,7 +300,7 @@ class QERB(eqx.Module):
         """Number of frames of a signal of `length` samples."""
         return self.stft.num_frames(length)
 
-    def frequencies(self, rate: float | None = None) -> Float[np.ndarray, " band"]:
+    def frequencies(self, rate: int | float | None = None) -> Float[np.ndarray, " band"]:
         """Band centres in Hz, float64; a `rate` that is given must be the transform's own."""
         if rate is not None and rate != self.rate:
             raise ValueError(
@@ -308,7 +308,7 @@ class QERB(eqx.Module):
             )
         return _erb_centres(self.rate, self.bands)
 
-    def frame_times(self, rate: float, n: int) -> Float[np.ndarray, " frame"]:
+    def frame_times(self, rate: int | float, n: int) -> Float[np.ndarray, " frame"]:
         """Centres of the first `n` frames in seconds, float64."""
         return self.stft.frame_times(rate, n)
 
@@ -396,7 +396,7 @@ def _squared_magnitude(X: Num[AnyArray, "..."]) -> Float[AnyArray, "..."]:
     return xp.real(X) ** 2 + xp.imag(X) ** 2
 
 
-def _product(matrix: Float[np.ndarray, "row column"], x: Float[AnyArray, "*batch column frame"]) -> AnyArray:
+def _product(matrix: Float[np.ndarray, "row column"], x: Bands) -> AnyArray:
     _require(x, "band powers or gains", ("float32", "float64"), min_rank=2)
     if x.shape[-2] != matrix.shape[1]:
         raise ValueError(f"got {x.shape[-2]} rows on the frequency axis, expected {matrix.shape[1]}.")
@@ -416,7 +416,7 @@ def _require(x: AnyArray, what: str, dtypes: tuple[str, str], min_rank: int) -> 
         )
 
 
-def _positive_rate(rate: float) -> float:
+def _positive_rate(rate: int | float) -> float:
     if not (np.isfinite(rate) and rate > 0):
         raise ValueError(f"got a sampling rate of {rate}; it must be a positive number of Hz, such as 16000.")
     return float(rate)
