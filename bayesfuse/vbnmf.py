@@ -79,6 +79,8 @@ class Prior(eqx.Module):
     temper
         ``"kl"``: q(K) ~ pi exp(L / beta), [JVR16] eq. 18, maximises L - (beta - 1) KL(q(K) || pi), still a lower
         bound; ``"entropy"``: q(K) ~ (pi exp L)^(1/beta), [JVR14] eq. 18, maximises L + (beta - 1) H[q(K)].
+    one_shape
+        Whether all orders of a source share the shapes of their priors, which lets their updates share work.
     """
 
     dictionaries: tuple[tuple[GammaPrior, ...], ...]
@@ -87,6 +89,7 @@ class Prior(eqx.Module):
     noise: Float[Array, ""]
     beta: Float[Array, ""]
     temper: Temper = eqx.field(static=True)
+    one_shape: bool = eqx.field(static=True)
 
 
 class Factor(eqx.Module):
@@ -173,15 +176,9 @@ class FreeEnergy(eqx.Module):
     @property
     def total(self) -> float:
         """The bound: all parts, added in double precision."""
-        return (
-            float(np.sum(np.asarray(self.frames), dtype=np.float64))
-            + float(self.dictionary)
-            + float(self.order)
-        )
+        return float(np.sum(np.asarray(self.frames), dtype=np.float64)) + float(self.dictionary) + float(self.order)
 
-    def per_frame(
-        self, dictionary: Literal["split", "repeat", "none"] = "split"
-    ) -> Float[np.ndarray, " frame"]:
+    def per_frame(self, dictionary: Literal["split", "repeat", "none"] = "split") -> Float[np.ndarray, " frame"]:
         """Free energy L_n of each frame in double precision, without the order part.
 
         Parameters
@@ -254,12 +251,7 @@ def make_prior(
     shapes_b = _table("b", b, layout)
     means = _table("activation_mean", 1.0 if activation_mean is None else activation_mean, layout)
     for name, value, zero_allowed in (("noise", noise, True), ("beta", beta, False)):
-        if (
-            math.isnan(value)
-            or value < 0
-            or (value == 0 and not zero_allowed)
-            or (name == "noise" and value == np.inf)
-        ):
+        if math.isnan(value) or value < 0 or (value == 0 and not zero_allowed) or (name == "noise" and value == np.inf):
             raise ValueError(f"{name}={value}: expected a positive number.")
     if temper not in ("kl", "entropy"):
         raise ValueError(f"temper={temper!r}: expected 'kl' or 'entropy'.")
@@ -267,9 +259,7 @@ def make_prior(
     for j, count in enumerate(layout):
         pi = np.full(count, 1.0 / count) if order is None else np.asarray(order[j], dtype=np.float64)
         if pi.shape != (count,) or not np.all(pi > 0) or not math.isclose(pi.sum(), 1.0, rel_tol=1e-6):
-            raise ValueError(
-                f"order[{j}]={order and order[j]}: expected {count} positive probabilities that sum to 1."
-            )
+            raise ValueError(f"order[{j}]={order and order[j]}: expected {count} positive probabilities that sum to 1.")
         log_order.append(jnp.asarray(np.log(pi), dtype=dtype))
 
     def gamma(shape: float, mean: float) -> GammaPrior:
@@ -285,6 +275,7 @@ def make_prior(
         noise=jnp.asarray(noise, dtype=dtype),
         beta=jnp.asarray(beta, dtype=dtype),
         temper=temper,
+        one_shape=all(len(set(row)) == 1 for row in shapes_a + shapes_b),
     )
 
 
@@ -347,108 +338,122 @@ def _over_square(numerator: Float[Array, "*s"], denominator: Float[Array, "*s"])
 # Updates of the factors --------------------------------------------------------------------------------------------
 
 
-class _Block(NamedTuple):
-    """What one update of a factor sees: its order's posterior and priors, and the two weights of the bound.
+class _Weights(NamedTuple):
+    """How the bound sees the variance of one order: const - slope . E[w h] - curve . phi^2 E[1/w] E[1/h]."""
 
-    In terms of the factor y the bound is  const - rate E[y] - slope . E[w h] - curve . phi^2 E[1/w] E[1/h].
-    """
-
-    component: Component
-    dictionary: GammaPrior
-    activations: GammaPrior
     slope: Float[Array, "freq frame"]
     curve: Float[Array, "freq frame"]
 
 
-Update = Callable[[_Block], Component]
+Update = Callable[[Sequence[Component], int, Prior, Sequence[_Weights]], list[Component]]
 
 
-def _dictionary_update(block: _Block) -> Component:
-    """q(W) of one order, [JVR14] eq. 17; a fixed dictionary stays as it is."""
-    w, h = block.component.dictionary, block.component.activations
-    if not w.learned:
-        return block.component
-    rho = block.dictionary.rate + block.slope @ h.mean.T
-    tau = w.harmonic * (w.harmonic * (block.curve @ h.harmonic.T))
-    mean, harmonic = gig.moments(block.dictionary.shape, rho, tau)
-    return Component(Factor(mean, harmonic, rho, tau, learned=True), h)
+def _posteriors(
+    priors: Sequence[GammaPrior],
+    rhos: Sequence[Float[Array, "_ _"]],
+    taus: Sequence[Float[Array, "_ _"]],
+    one_shape: bool,
+) -> list[Factor]:
+    """GIG posteriors from their parameters. Matrices of one prior shape go through the Bessel functions together."""
+    if one_shape and len(rhos) > 1:
+        ends = np.cumsum([rho.size for rho in rhos])[:-1]
+        rho = jnp.concatenate([rho.reshape(-1) for rho in rhos])
+        tau = jnp.concatenate([tau.reshape(-1) for tau in taus])
+        split = [jnp.split(y, ends) for y in gig.moments(priors[0].shape, rho, tau)]
+        pairs = [(m.reshape(r.shape), g.reshape(r.shape)) for m, g, r in zip(*split, rhos, strict=True)]
+    else:
+        pairs = [gig.moments(p.shape, r, t) for p, r, t in zip(priors, rhos, taus, strict=True)]
+    return [Factor(m, g, r, t, learned=True) for (m, g), r, t in zip(pairs, rhos, taus, strict=True)]
 
 
-def _activations_update(block: _Block) -> Component:
-    """q(H) of one order, the mirror image."""
-    w, h = block.component.dictionary, block.component.activations
-    rho = block.activations.rate + w.mean.T @ block.slope
-    tau = h.harmonic * (h.harmonic * (w.harmonic.T @ block.curve))
-    mean, harmonic = gig.moments(block.activations.shape, rho, tau)
-    return Component(w, Factor(mean, harmonic, rho, tau, learned=True))
+def _update_dictionaries(
+    orders: Sequence[Component], j: int, prior: Prior, weights: Sequence[_Weights]
+) -> list[Component]:
+    """q(W) of all orders of source j, [JVR14] eq. 17; fixed dictionaries stay as they are."""
+    learned = [m for m, c in enumerate(orders) if c.dictionary.learned]
+    priors = [prior.dictionaries[j][m] for m in learned]
+    rhos, taus = [], []
+    for m, p in zip(learned, priors, strict=True):
+        w, h = orders[m].dictionary, orders[m].activations
+        rhos.append(p.rate + weights[m].slope @ h.mean.T)
+        taus.append(w.harmonic * (w.harmonic * (weights[m].curve @ h.harmonic.T)))
+    updated = list(orders)
+    for m, factor in zip(learned, _posteriors(priors, rhos, taus, prior.one_shape), strict=True):
+        updated[m] = Component(factor, orders[m].activations)
+    return updated
 
 
-def _multiplicative_update(block: _Block) -> Component:
+def _update_activations(
+    orders: Sequence[Component], j: int, prior: Prior, weights: Sequence[_Weights]
+) -> list[Component]:
+    """q(H) of all orders of source j, the mirror image."""
+    priors = prior.activations[j]
+    rhos, taus = [], []
+    for c, p, weight in zip(orders, priors, weights, strict=True):
+        w, h = c.dictionary, c.activations
+        rhos.append(p.rate + w.mean.T @ weight.slope)
+        taus.append(h.harmonic * (h.harmonic * (w.harmonic.T @ weight.curve)))
+    factors = _posteriors(priors, rhos, taus, prior.one_shape)
+    return [Component(c.dictionary, factor) for c, factor in zip(orders, factors, strict=True)]
+
+
+def _multiply_activations(
+    orders: Sequence[Component], j: int, prior: Prior, weights: Sequence[_Weights]
+) -> list[Component]:
     """Maximum-likelihood activations: the multiplicative Itakura-Saito update, mean and harmonic mean equal."""
-    w, h = block.component.dictionary, block.component.activations
-    slope = w.mean.T @ block.slope
-    mean = jnp.where(
-        slope > 0, h.mean * (w.mean.T @ block.curve) / slope, h.mean
-    )  # no slope in padded frames
-    # An exact zero could never revive under a shape below one, whose harmonic mean stays zero.
-    mean = jnp.maximum(mean, 1e-6 / block.component.order)
-    return Component(w, Factor(mean, mean, h.rho, h.tau, learned=True))
+    updated = []
+    for c, weight in zip(orders, weights, strict=True):
+        w, h = c.dictionary, c.activations
+        slope = w.mean.T @ weight.slope
+        mean = jnp.where(slope > 0, h.mean * (w.mean.T @ weight.curve) / slope, h.mean)  # no slope in padded frames
+        # An exact zero could never revive under a shape below one, whose harmonic mean stays zero.
+        mean = jnp.maximum(mean, 1e-6 / c.order)
+        updated.append(Component(w, Factor(mean, mean, h.rho, h.tau, learned=True)))
+    return updated
 
 
 def _sweep_marginal(
-    power: Float[Array, "freq frame"],
-    q: Posterior,
-    prior: Prior,
-    mask: Float[Array, " frame"],
-    update: Update,
+    power: Float[Array, "freq frame"], q: Posterior, prior: Prior, mask: Float[Array, " frame"], update: Update
 ) -> Posterior:
-    """Apply `update` to every order of every source under the marginal bound, refreshing the variances after each.
+    """Apply `update` to one source after the other under the marginal bound, with fresh variances.
 
-    A factor that several combinations c share sees the average, over q(c) among them, of 1/omega_c and |x|^2/C_c^2;
-    the weights are formed in log space, so that they exist when q(c) itself underflows.
+    The orders of one source never meet in a combination, so that they update independently. A factor that several
+    combinations c share sees the average, over q(c) among them, of 1/omega_c and |x|^2/C_c^2; the weights are formed
+    in log space, so that they exist when q(c) itself underflows.
     """
     components = [list(orders) for orders in q.components]
     omega = [[expected_variance(c) for c in orders] for orders in components]
     harmonic = [[harmonic_variance(c) for c in orders] for orders in components]
-    log_q = q.log_order[0]
     for j, orders in enumerate(components):
-        for m, component in enumerate(orders):
+        weights = []
+        for m in range(len(orders)):
             users = [i for i, choice in enumerate(q.combinations) if choice[j] == m]
-            weights = jax.nn.softmax(log_q[np.array(users)])
+            shares = jax.nn.softmax(q.log_order[0][np.array(users)])
             slope = jnp.zeros_like(power)
             curve = jnp.zeros_like(power)
             for position, i in enumerate(users):
                 choice = q.combinations[i]
-                slope = slope + weights[position] / _sum_variances(prior.noise, omega, choice)
+                slope = slope + shares[position] / _sum_variances(prior.noise, omega, choice)
                 total = _sum_variances(prior.noise, harmonic, choice)
-                curve = curve + weights[position] * _over_square(power, total)
-            block = _Block(
-                component, prior.dictionaries[j][m], prior.activations[j][m], slope * mask, curve * mask
-            )
-            orders[m] = update(block)
-            omega[j][m] = expected_variance(orders[m])
-            harmonic[j][m] = harmonic_variance(orders[m])
+                curve = curve + shares[position] * _over_square(power, total)
+            weights.append(_Weights(slope * mask, curve * mask))
+        components[j] = update(orders, j, prior, weights)
+        omega[j] = [expected_variance(c) for c in components[j]]
+        harmonic[j] = [harmonic_variance(c) for c in components[j]]
     return eqx.tree_at(lambda t: t.components, q, tuple(tuple(orders) for orders in components))
 
 
 def _sweep_explicit(
-    power: Float[Array, "freq frame"],
-    q: Posterior,
-    prior: Prior,
-    mask: Float[Array, " frame"],
-    update: Update,
+    power: Float[Array, "freq frame"], q: Posterior, prior: Prior, mask: Float[Array, " frame"], update: Update
 ) -> Posterior:
-    """Apply `update` to every order of every source given q(S), on which they all depend alone: [JVR14] eq. 17."""
+    """Apply `update` to every source given q(S), which makes all orders independent: [JVR14] eq. 17."""
     second = source_power(power, q, prior)
     components = []
     for j, orders in enumerate(q.components):
-        updated = []
-        for m, component in enumerate(orders):
-            slope = mask / expected_variance(component)
-            curve = mask * _over_square(second[j], harmonic_variance(component))
-            block = _Block(component, prior.dictionaries[j][m], prior.activations[j][m], slope, curve)
-            updated.append(update(block))
-        components.append(tuple(updated))
+        weights = [
+            _Weights(mask / expected_variance(c), mask * _over_square(second[j], harmonic_variance(c))) for c in orders
+        ]
+        components.append(tuple(update(orders, j, prior, weights)))
     return eqx.tree_at(lambda t: t.components, q, tuple(components))
 
 
@@ -467,14 +472,21 @@ def update_dictionaries(
     power: Float[Array, "freq frame"], q: Posterior, prior: Prior, mask: Float[Array, " frame"] | None = None
 ) -> Posterior:
     """Return q with every learned dictionary at its optimum, one after the other."""
-    return _sweep(power, q, prior, mask, _dictionary_update)
+    return _sweep(power, q, prior, mask, _update_dictionaries)
 
 
 def update_activations(
     power: Float[Array, "freq frame"], q: Posterior, prior: Prior, mask: Float[Array, " frame"] | None = None
 ) -> Posterior:
     """Return q with all activations at their optimum, one order after the other."""
-    return _sweep(power, q, prior, mask, _activations_update)
+    return _sweep(power, q, prior, mask, _update_activations)
+
+
+def multiplicative_step(
+    power: Float[Array, "freq frame"], q: Posterior, prior: Prior, mask: Float[Array, " frame"] | None = None
+) -> Posterior:
+    """Return q with all activations moved by one maximum-likelihood update ([JVR16] eqs. 28-30), to start from."""
+    return _sweep_marginal(power, q, prior, _full(power, mask), _multiply_activations)
 
 
 def update_sources(q: Posterior, prior: Prior) -> Posterior:
@@ -488,9 +500,7 @@ def update_sources(q: Posterior, prior: Prior) -> Posterior:
     return eqx.tree_at(lambda t: t.source_variance, q, jnp.stack(variances))
 
 
-def source_power(
-    power: Float[Array, "freq frame"], q: Posterior, prior: Prior
-) -> Float[Array, "source freq frame"]:
+def source_power(power: Float[Array, "freq frame"], q: Posterior, prior: Prior) -> Float[Array, "source freq frame"]:
     """E|s_j|^2 under q(S): squared mean plus variance, without the subtraction C - C^2/den."""
     assert q.source_variance is not None
     variance = q.source_variance
@@ -515,9 +525,7 @@ def update_orders(
     for scores, log_pi in zip(*_scores_and_priors(power, q, prior, _full(power, mask)), strict=True):
         # Only differences between choices matter: taking them frame by frame keeps them exact in float32, where
         # totals of 1e6 nats are not.
-        relative = (
-            (scores.frames - scores.frames.mean(0)).sum(-1) + scores.dictionary - scores.dictionary.mean()
-        )
+        relative = (scores.frames - scores.frames.mean(0)).sum(-1) + scores.dictionary - scores.dictionary.mean()
         log_prior = log_pi if prior.temper == "kl" else log_pi / prior.beta
         log_q.append(jax.nn.log_softmax(log_prior + relative / prior.beta))
     return eqx.tree_at(lambda t: t.log_order, q, tuple(log_q))
@@ -564,28 +572,39 @@ def _full(power: Float[Array, "freq frame"], mask: Float[Array, " frame"] | None
     return jnp.ones(power.shape[1], power.dtype) if mask is None else mask
 
 
-def _gamma_term(factor: Factor, prior: GammaPrior) -> Float[Array, "row column"]:
-    assert factor.rho is not None and factor.tau is not None
-    return gig.prior_minus_posterior(prior.shape, prior.rate, factor.rho, factor.tau)
+def _gamma_terms(factors: Sequence[Factor], priors: Sequence[GammaPrior], one_shape: bool) -> list[Float[Array, "_ _"]]:
+    """E[log p] - E[log q] of every entry of some learned factors."""
+    rhos = [f.rho for f in factors if f.rho is not None]
+    taus = [f.tau for f in factors if f.tau is not None]
+    if not one_shape or len(rhos) < 2:
+        triples = zip(priors, rhos, taus, strict=True)
+        return [gig.prior_minus_posterior(p.shape, p.rate, rho, tau) for p, rho, tau in triples]
+    ends = np.cumsum([rho.size for rho in rhos])[:-1]
+    terms = gig.prior_minus_posterior(
+        priors[0].shape,
+        jnp.concatenate([jnp.broadcast_to(p.rate, rho.size) for p, rho in zip(priors, rhos, strict=True)]),
+        jnp.concatenate([rho.reshape(-1) for rho in rhos]),
+        jnp.concatenate([tau.reshape(-1) for tau in taus]),
+    )
+    return [part.reshape(rho.shape) for part, rho in zip(jnp.split(terms, ends), rhos, strict=True)]
 
 
 def _factor_terms(
     q: Posterior, prior: Prior
 ) -> tuple[list[list[Float[Array, ""]]], list[list[Float[Array, " frame"]]]]:
     """E[log p] - E[log q] of the dictionaries (a number) and activations (per frame), ``[source][order]``."""
-    dictionary = [
-        [
-            _gamma_term(c.dictionary, prior.dictionaries[j][m]).sum()
-            if c.dictionary.learned
-            else prior.noise * 0
-            for m, c in enumerate(orders)
-        ]
-        for j, orders in enumerate(q.components)
-    ]
-    activations = [
-        [_gamma_term(c.activations, prior.activations[j][m]).sum(0) for m, c in enumerate(orders)]
-        for j, orders in enumerate(q.components)
-    ]
+    dictionary, activations = [], []
+    for j, orders in enumerate(q.components):
+        terms = _gamma_terms([c.activations for c in orders], prior.activations[j], prior.one_shape)
+        activations.append([term.sum(0) for term in terms])
+        learned = [m for m, c in enumerate(orders) if c.dictionary.learned]
+        terms = _gamma_terms(
+            [orders[m].dictionary for m in learned], [prior.dictionaries[j][m] for m in learned], prior.one_shape
+        )
+        row = [prior.noise * 0] * len(orders)
+        for m, term in zip(learned, terms, strict=True):
+            row[m] = term.sum()
+        dictionary.append(row)
     return dictionary, activations
 
 
@@ -644,9 +663,7 @@ def _mixing_frames(
     sources = variance.shape[0]
     signal = variance.sum(0)
     total = prior.noise + signal
-    bins = (
-        jnp.log(variance).sum(0) - jnp.log(total) - signal / total - (power / total) * (prior.noise / total)
-    )
+    bins = jnp.log(variance).sum(0) - jnp.log(total) - signal / total - (power / total) * (prior.noise / total)
     return mask * (bins.sum(0) + power.shape[0] * (sources + (sources - 1) * _LOG_PI))
 
 
@@ -661,9 +678,7 @@ def free_energy(
     mask = _full(power, mask)
     scores, priors = _scores_and_priors(power, q, prior, mask)
     frames = (
-        _mixing_frames(power, q, prior, mask)
-        if q.variant == "explicit"
-        else jnp.zeros(power.shape[1], power.dtype)
+        _mixing_frames(power, q, prior, mask) if q.variant == "explicit" else jnp.zeros(power.shape[1], power.dtype)
     )
     dictionary = prior.noise * 0
     order = prior.noise * 0
