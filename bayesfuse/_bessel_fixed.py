@@ -47,9 +47,9 @@ class _State(eqx.Module):
 class FixedOrder(eqx.Module):
     """Bessel functions K_nu of one order, prepared by `fixed_order`.
 
-    All numbers that depend on the order are array leaves, so a compiled function that takes a `FixedOrder` is not traced
-    again for another order of the same kind: the same dtype, the same integer `steps` = ceil(nu) - 1, and both or
-    neither half-integer.
+    All numbers that depend on the order are array leaves, so a compiled function that takes a `FixedOrder`
+    is not traced again for another order of the same kind: the same dtype, the same integer `steps` =
+    ceil(nu) - 1, and both or neither half-integer.
     """
 
     nu: Float[Array, ""]
@@ -111,8 +111,11 @@ class FixedOrder(eqx.Module):
 
     def _climb(
         self, h: Float[Array, "..."], log_h: Float[Array, "..."], *, logarithm: bool = False
-    ) -> tuple[_State, Float[Array, "..."] | None]:
-        """Return ratios at the full order and, if asked, log(2 h^nu K_nu / Gamma(nu)) + const (z < 1) or log(K e^z)."""
+    ) -> tuple[_State, Float[Array, "..."]]:
+        """Return the ratios at the full order and, if asked, a logarithm.
+
+        For z < 1 that is log(2 h^nu K_nu) less the sum of the logarithms of the rungs; above, log(K_nu e^z).
+        """
         ratio, excess, lead = self._base(h, log_h)
         state = _State(ratio=ratio, half=h * ratio, excess=excess, below=h / ratio)
         small = h < SPLIT / 2
@@ -137,8 +140,8 @@ class FixedOrder(eqx.Module):
 
             state, extra = jax.lax.fori_loop(0, self.steps, body, (state, extra))
         if not logarithm:
-            return state, None
-        outer = -2 * h * 0 if self.closed else self._outer(h, 1)
+            return state, extra
+        outer = jnp.zeros_like(h) if self.closed else self._outer(h, 1)
         outer = outer + 0.5 * math.log(math.pi / 4) - 0.5 * log_h
         inner = jnp.where(small, 0.5 * math.log(math.pi) - 2 * h, 0.0) if self.closed else 0.0
         return state, jnp.log(product) + extra + jnp.where(small, inner, outer)
@@ -164,11 +167,11 @@ class FixedOrder(eqx.Module):
 
 
 def fixed_order(nu: float, dtype: Any = np.float32) -> FixedOrder:
-    """Return the Bessel functions of order `nu` in `dtype` arithmetic, everything but the argument precomputed.
+    """Return the Bessel functions of order `nu` in `dtype`, with everything but the argument precomputed.
 
-    The base order nu0 in (0, 1] (nu - nu0 an integer) is evaluated by Temme's series for z < 1 and by a polynomial in
-    2/(z+1) above; the recurrence K_(nu+1) = K_(nu-1) + (2 nu/z) K_nu climbs from there, in ratios, where it damps
-    errors. Half-integer orders start from K_(1/2) in closed form.
+    The base order nu0 in (0, 1] (nu - nu0 an integer) is evaluated by Temme's series for z < 1 and by a
+    polynomial in 2/(z+1) above; the recurrence K_(nu+1) = K_(nu-1) + (2 nu/z) K_nu climbs from there, in
+    ratios, where it damps errors. Half-integer orders start from K_(1/2) in closed form.
 
     Parameters
     ----------

@@ -1,7 +1,7 @@
 """Host-side tables for Bessel functions of one fixed order: Temme's series and Chebyshev coefficients.
 
-Everything here is NumPy in extended precision where the platform has it; nothing depends on the argument, so it
-runs once per order.
+Everything here is NumPy in extended precision where the platform has it; nothing depends on the argument, so
+it runs once per order.
 """
 
 import math
@@ -12,8 +12,8 @@ import scipy.special
 
 # Temme's series is used below this argument, the expansion in 1 / (z + 1) above.
 SPLIT = 1.0
-# Terms (power series in z^2/4, expansion in 2/(z + 1)) that reach the rounding level of each precision for z on
-# either side of SPLIT; the first is bounded by (1/4)^k / k!^2.
+# Terms (power series in z^2/4, expansion in 2/(z + 1)) that reach the rounding level of each precision on
+# either side of SPLIT; those of the series are bounded by (1/4)^k / k!^2.
 TERMS = {"float32": (6, 11), "float64": (10, 25)}
 
 Vector = np.ndarray[Any, Any]
@@ -68,8 +68,9 @@ def temme_series(mu: float, terms: int) -> dict[str, Vector]:
 def scaled_excess(nu: float, z: Vector) -> tuple[Vector, Vector]:
     """Return z (K_(nu-1)/K_nu - 1) and log(K_nu(z) e^z sqrt(2 z / pi)) for moderate and large z.
 
-    Trapezoidal rule for K_nu(z) = 1/2 int exp(nu t - z cosh t) dt about its saddle point sinh t = nu / z; the leading
-    parts of the ratio are split off by partial integration, so both results keep their digits as z grows.
+    Trapezoidal rule for K_nu(z) = 1/2 int exp(nu t - z cosh t) dt about its saddle point sinh t = nu / z; the
+    leading parts of the ratio are split off by partial integration, so both results keep their digits as z
+    grows.
     """
     order, x = np.longdouble(nu), np.asarray(z, np.longdouble)[:, None]
     w = np.sqrt(x * x + order * order)
@@ -93,7 +94,7 @@ def scaled_excess(nu: float, z: Vector) -> tuple[Vector, Vector]:
 
 
 def tail_expansion(nu: float, terms: int) -> tuple[Vector, Vector]:
-    """Return the coefficients, in powers of u = 4/(z+1) - 1, of the two functions of `scaled_excess` for z >= 1."""
+    """Return the coefficients in powers of u = 4/(z+1) - 1, z >= 1, of what `scaled_excess` returns."""
     count = 64
     theta = math.pi * (np.arange(count) + 0.5) / count
     s = (np.cos(theta) + 1) / 2

@@ -4,23 +4,257 @@ With z = 2 sqrt(rho tau) and R = K_(gamma-1)(z) / K_gamma(z),
 
     E[y] = (gamma + T) / rho,  T = tau E[1/y] = (z/2) R,    1/E[1/y] = sqrt(tau/rho) / R.
 
-tau = 0 (gamma > 0) is the Gamma distribution of shape gamma and rate rho, and every result is exact there; the
-harmonic mean 1/E[1/y] is what gets stored, because E[1/y] is infinite in that limit for gamma <= 1.
+tau = 0 (gamma > 0) is the Gamma distribution of shape gamma and rate rho, and every result is exact there;
+the harmonic mean 1/E[1/y] is what gets stored, because E[1/y] is infinite in that limit for gamma <= 1.
+
+`moments` and `prior_minus_posterior` are the fast path for one fixed gamma; `Gig` takes any gamma, as an
+array, and is differentiable in all three parameters.
+
+References
+----------
+L. Devroye, "Random variate generation for the generalized inverse Gaussian distribution", Stat. Comput. 24,
+2014 (the sampler).
 """
 
 import math
+from typing import Any, NamedTuple
 
+import equinox as eqx
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, Key, UInt32
 
+from bayesfuse._bessel_general import bessel
 from bayesfuse.special import FixedOrder
+
+Values = Float[Array, "..."]
+
+
+class _Parts(NamedTuple):
+    """What all statistics of a Gig are made of; gamma may be negative."""
+
+    half: Values  # h = sqrt(rho tau) = z/2
+    limit: Bool[Array, "..."]  # tau counts as zero
+    mean: Values  # rho E[y] = gamma + T
+    excess: Values  # 2 T - z = z (R - 1)
+    harmonic: Values  # rho / E[1/y] = h / R
+    log_scaled: Values  # log(h^gamma K_gamma(z) e^z)
+    scaled_slope: Values  # its derivative in gamma, E[log y] + log rho
+
+
+def _parts(gamma: Values, rho: Values, tau: Values) -> _Parts:
+    down = gamma < 0
+    order = jnp.where(down, -gamma, gamma)
+    positive = tau > 0
+    half = jnp.sqrt(rho) * jnp.sqrt(jnp.where(positive, tau, 1.0))
+    # This far from the smallest number the ratio, at least z / (2 gamma), still is a normal one.
+    smallest = 256 * jnp.finfo(half.dtype).tiny
+    limit = (gamma > 0) & ~(positive & (half >= smallest))
+    half = jnp.where(limit, 1.0, jnp.maximum(half, smallest))
+    k = bessel(order, 2 * half)
+    t = half * k.ratio  # T of |gamma|
+    log_half = jnp.log(half)
+    shape = jnp.where(limit, gamma, 1.0)
+    below = jnp.where(down, half * (half / (order + t)), half / k.ratio)
+    return _Parts(
+        half=jnp.where(limit, 0.0, half),
+        limit=limit,
+        mean=jnp.where(limit, gamma, jnp.where(down, t, gamma + t)),
+        excess=jnp.where(limit, 0.0, jnp.where(down, k.excess + 2 * order, k.excess)),
+        harmonic=jnp.where(limit, jnp.maximum(gamma - 1, 0.0), below),
+        log_scaled=jnp.where(
+            limit,
+            jax.lax.lgamma(shape) - math.log(2),
+            jnp.where(down, k.log_scaled - 2 * order * log_half, k.log_scaled),
+        ),
+        scaled_slope=jnp.where(
+            limit,
+            jax.lax.digamma(shape),
+            jnp.where(down, 2 * log_half - k.scaled_slope, k.scaled_slope),
+        ),
+    )
+
+
+class Gig(eqx.Module):
+    """Generalised inverse Gaussian, density y^(gamma-1) exp(-rho y - tau/y) / Z on y > 0.
+
+    Every statistic has the broadcast shape and the dtype of the parameters, is exact in the Gamma limit,
+    and is differentiable in the parameters (at tau = 0 in gamma and rho only).
+
+    Parameters
+    ----------
+    gamma
+        Any real number; |gamma| <= 50 for full accuracy.
+    rho, tau
+        rho > 0 and tau > 0, or tau = 0 if gamma > 0. A product rho tau that underflows counts as tau = 0.
+        The three parameters broadcast against each other.
+    """
+
+    gamma: Values
+    rho: Values
+    tau: Values
+
+    def __init__(self, gamma: Any, rho: Any, tau: Any) -> None:
+        dtype = jnp.result_type(gamma, rho, tau)
+        if not jnp.issubdtype(dtype, jnp.floating):
+            dtype = jnp.result_type(float)
+        self.gamma, self.rho, self.tau = (jnp.asarray(value, dtype) for value in (gamma, rho, tau))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Broadcast shape of the parameters."""
+        return jnp.broadcast_shapes(self.gamma.shape, self.rho.shape, self.tau.shape)
+
+    def _parameters(self) -> tuple[Values, Values, Values]:
+        gamma, rho, tau = jnp.broadcast_arrays(self.gamma, self.rho, self.tau)
+        return gamma, rho, tau
+
+    def _parts(self) -> _Parts:
+        return _parts(*self._parameters())
+
+    @property
+    def mean(self) -> Values:
+        """E[y]."""
+        return self._parts().mean / self.rho
+
+    @property
+    def harmonic_mean(self) -> Values:
+        """1 / E[1/y], in the Gamma limit max(gamma - 1, 0) / rho."""
+        return self._parts().harmonic / self.rho
+
+    @property
+    def mean_log(self) -> Values:
+        """E[log y]."""
+        return self._parts().scaled_slope - jnp.log(self.rho)
+
+    @property
+    def variance(self) -> Values:
+        """E[y^2] - E[y]^2 = E[y] (E'[y] - E[y]), E' the mean of the distribution with gamma + 1."""
+        gamma, rho, tau = self._parameters()
+        here, above = _parts(gamma, rho, tau), _parts(gamma + 1, rho, tau)
+        # For large z the two means agree in their leading digits, their distance from z/2 does not.
+        difference = jnp.where(here.half > 1, 1 + 0.5 * (above.excess - here.excess), above.mean - here.mean)
+        return (here.mean / rho) * (difference / rho)
+
+    @property
+    def mode(self) -> Values:
+        """The y of largest density; 0 in the Gamma limit for gamma <= 1."""
+        gamma, rho, tau = self._parameters()
+        half = jnp.sqrt(rho) * jnp.sqrt(tau)
+        lead = jnp.abs(gamma - 1)
+        largest = jnp.maximum(jnp.maximum(lead, half), jnp.finfo(half.dtype).tiny)
+        root = largest * jnp.sqrt((lead / largest) ** 2 + (2 * half / largest) ** 2)
+        sum_ = jnp.maximum(lead + root, jnp.finfo(half.dtype).tiny)
+        return jnp.where(gamma >= 1, 0.5 * sum_, 2 * half * (half / sum_)) / rho
+
+    @property
+    def log_normaliser(self) -> Values:
+        """log Z = log(2 (tau/rho)^(gamma/2) K_gamma(z)); log Gamma(gamma) - gamma log rho in the limit."""
+        p = self._parts()
+        return math.log(2) - self.gamma * jnp.log(self.rho) + p.log_scaled - 2 * p.half
+
+    @property
+    def entropy(self) -> Values:
+        """Differential entropy -(gamma-1) E[log y] + gamma + 2 T + log Z, in nats."""
+        p = self._parts()
+        body = (1 - self.gamma) * p.scaled_slope + self.gamma + p.excess + p.log_scaled
+        return body + math.log(2) - jnp.log(self.rho)
+
+    def log_prob(self, y: Values | float) -> Values:
+        """Return the logarithm of the density at y > 0."""
+        gamma, rho, tau = self._parameters()
+        p = _parts(gamma, rho, tau)
+        # rho y + tau/y - z is a square: no cancellation at large z.
+        plain = rho * y
+        safe = jnp.where(p.limit, 1.0, tau)
+        square = (jnp.sqrt(rho * y) - jnp.sqrt(safe / y)) ** 2
+        energy = jnp.where(p.limit, plain, square)
+        return (gamma - 1) * jnp.log(y) - energy + gamma * jnp.log(rho) - math.log(2) - p.log_scaled
+
+    def kl_to_gamma(self, shape: Values | float, rate: Values | float) -> Values:
+        """Return KL(q || Gamma(shape, rate)) in nats, from this distribution q to a Gamma distribution."""
+        p = self._parts()
+        shape = jnp.asarray(shape, self.rho.dtype)
+        return (
+            (self.gamma - shape) * p.scaled_slope
+            - self.gamma
+            - p.excess
+            - math.log(2)
+            - p.log_scaled
+            + shape * jnp.log(self.rho / rate)
+            + jax.lax.lgamma(shape)
+            + (rate / self.rho) * p.mean
+        )
+
+    def sample(self, key: Key[Array, ""] | UInt32[Array, "2"], shape: tuple[int, ...] = ()) -> Values:
+        """Return independent draws of shape `shape + self.shape`, exact for all parameters including tau = 0.
+
+        Devroye's rejection sampler for log y, whose acceptance rate is bounded below uniformly in the
+        parameters; draws below the smallest positive number of the dtype are returned as that number.
+        """
+        full = tuple(shape) + self.shape
+        gamma, rho, tau = (jnp.broadcast_to(value, full) for value in (self.gamma, self.rho, self.tau))
+        return _sample(key, gamma, rho, tau)
+
+
+@jax.jit
+def _sample(key: Array, gamma: Values, rho: Values, tau: Values) -> Values:
+    order = jnp.abs(gamma)
+    tiny = jnp.finfo(gamma.dtype).tiny
+    omega = jnp.maximum(2 * jnp.sqrt(rho) * jnp.sqrt(tau), 0.0)
+    largest = jnp.maximum(jnp.maximum(order, omega), tiny)
+    root = largest * jnp.sqrt((order / largest) ** 2 + (omega / largest) ** 2)
+    alpha = omega * (omega / jnp.maximum(root + order, tiny))  # root - order
+
+    # log density of v = log y - log(saddle point), up to a constant, and its slope
+    def phi(v: Values) -> Values:
+        m = jnp.expm1(v)
+        return -alpha * (2 * jnp.sinh(0.5 * v) ** 2) - order * (m - v)
+
+    def slope(v: Values) -> Values:
+        return -alpha * jnp.sinh(v) - order * jnp.expm1(v)
+
+    # The hat: uniform on [-left, right], exponential tails tangent to phi at the points -s and t.
+    one = jnp.ones_like(alpha)
+    depth = -phi(one)
+    narrow, wide = jnp.sqrt(2 / (alpha + order)), jnp.log(4 / (alpha + 2 * order))
+    t = jnp.where(depth > 2, narrow, jnp.where(depth < 0.5, wide, 1.0))
+    depth = -phi(-one)
+    narrow = jnp.sqrt(4 / (alpha * math.cosh(1.0) + order))
+    reach = jnp.log1p((1 + jnp.sqrt(1 + 2 * alpha)) / jnp.maximum(alpha, tiny))
+    wide = jnp.minimum(1 / jnp.maximum(order, tiny), reach)
+    s = jnp.where(depth > 2, narrow, jnp.where(depth < 0.5, wide, 1.0))
+    at_t, rate_t, at_s, rate_s = -phi(t), -slope(t), -phi(-s), slope(-s)
+    p, r = 1 / rate_s, 1 / rate_t
+    right, left = t - r * at_t, s - p * at_s
+    q = right + left
+
+    def propose(state: tuple[Array, Values, Bool[Array, "..."]]) -> tuple[Array, Values, Bool[Array, "..."]]:
+        key, value, done = state
+        key, draw = jax.random.split(key)
+        u, v, w = jax.random.uniform(draw, (3, *alpha.shape), alpha.dtype, minval=tiny)
+        u = u * (p + q + r)
+        log_v = jnp.log(v)
+        x = jnp.where(u < q, q * v - left, jnp.where(u < q + r, right - r * log_v, p * log_v - left))
+        log_hat = jnp.where(
+            x > right, -at_t - rate_t * (x - t), jnp.where(x < -left, -at_s + rate_s * (x + s), 0.0)
+        )
+        accept = jnp.log(w) + log_hat <= phi(x)
+        return key, jnp.where(done, value, x), done | accept
+
+    start = (key, jnp.zeros_like(alpha), jnp.zeros(alpha.shape, bool))
+    _, v, _ = jax.lax.while_loop(lambda state: ~jnp.all(state[2]), propose, start)
+    # log of the saddle point: (order + root) / (2 rho), for gamma < 0 that of 1/y
+    scale = jnp.where(gamma < 0, tau, rho)
+    log_y = v + jnp.log(0.5 * (order + root)) - jnp.log(scale)
+    return jnp.maximum(jnp.exp(jnp.where(gamma < 0, -log_y, log_y)), tiny)
 
 
 def _half_argument(
     order: FixedOrder, rho: Float[Array, "..."], tau: Float[Array, "..."]
-) -> tuple[Float[Array, "..."], Float[Array, "..."], Float[Array, "..."]]:
-    """Return h = sqrt(rho tau) without overflow, kept off zero; its logarithm; and whether tau counts as zero."""
-    h = jnp.sqrt(rho) * jnp.sqrt(tau)
+) -> tuple[Float[Array, "..."], Float[Array, "..."], Bool[Array, "..."]]:
+    """Return h = sqrt(rho tau) kept off zero, its logarithm, and whether tau counts as zero."""
+    h = jnp.sqrt(rho) * jnp.sqrt(tau)  # the product rho tau may overflow
     tiny = 4 * jnp.finfo(order.nu.dtype).tiny
     gamma_limit = h < tiny
     h = jnp.maximum(h, tiny)
@@ -37,15 +271,14 @@ def moments(
     order
         gamma > 0, prepared by `special.fixed_order` in the dtype of the data.
     rho, tau
-        Coefficients of y (positive) and of 1/y (zero or positive). At tau = 0 the harmonic mean is 0 for gamma <= 1 and
-        (gamma - 1)/rho above.
+        Coefficients of y (positive) and of 1/y (zero or positive). At tau = 0 the harmonic mean is 0 for
+        gamma <= 1 and (gamma - 1)/rho above.
     """
     h, log_h, gamma_limit = _half_argument(order, rho, tau)
     state, _ = order._climb(h, log_h)
-    half, below = state.half, state.below
     # In the limit T = 0, and h/R = gamma - 1 + T(gamma - 1) is left with gamma - 1.
-    half = jnp.where(gamma_limit, 0.0, half)
-    below = jnp.where(gamma_limit, jnp.maximum(order.nu_minus_one, 0.0), below)
+    half = jnp.where(gamma_limit, 0.0, state.half)
+    below = jnp.where(gamma_limit, jnp.maximum(order.nu_minus_one, 0.0), state.below)
     return (order.nu + half) / rho, below / rho
 
 
@@ -58,13 +291,15 @@ def prior_minus_posterior(
 
         gamma log rate - log Gamma(gamma) + gamma - rate E[y] + 2 T + log Z,
 
-    with 2 T + log Z formed from z (R - 1) and log(K_gamma(z) e^z), which do not cancel. In nats, elementwise.
+    with 2 T + log Z formed from z (R - 1) and log(K_gamma(z) e^z), which do not cancel. In nats, elementwise;
+    `rate` broadcasts against `rho` and `tau`.
     """
     h, log_h, gamma_limit = _half_argument(order, rho, tau)
     state, log_k = order._climb(h, log_h, logarithm=True)
-    assert log_k is not None
     relative = rate / rho
     gamma_part = order.nu * (jnp.log(relative) + 1 - relative)
+    # log_k is log(2 h^gamma K_gamma / Gamma(gamma)) + log Gamma(base) for small h, log(K_gamma e^z) for
+    # large.
     small = (2 - relative) * state.half + log_k - order._log_gamma_base
     large = state.excess - relative * state.half + math.log(2) - order.log_gamma + order.nu * log_h + log_k
     tau_part = jnp.where(h < 0.5, small, large)
