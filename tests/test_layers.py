@@ -14,7 +14,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("_*",),
     ("special", "transforms", "audio", "wiener", "nmf", "dictionary", "metrics", "fusion"),
     ("gig", "distributions", "neural"),
-    ("vbnmf*", "model", "evidence"),
+    ("vbnmf*", "inference", "estimates", "model", "evidence"),
     ("separators", "separators.*"),
     ("datasets", "results"),
     ("experiments", "plots", "separation"),
