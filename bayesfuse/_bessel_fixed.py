@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from bayesfuse._bessel_host import SPLIT, TERMS, tail_expansion, temme_series
+from bayesfuse._elementary import log_normal
 
 # Upward recurrences up to this length are written out; longer ones run as a loop to keep compilation short.
 _UNROLL = 4
@@ -148,7 +149,7 @@ class FixedOrder(eqx.Module):
 
     def _halved(self, x: Any) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
         h = jnp.maximum(0.5 * self._input(x), 4 * jnp.finfo(self.nu.dtype).tiny)
-        return h, jnp.log(h)
+        return h, log_normal(h)
 
     def log_kve(self, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
         """Return log(K_nu(x) e^x) for x > 0."""

@@ -12,9 +12,11 @@ import scipy.special
 
 # Temme's series is used below this argument, the expansion in 1 / (z + 1) above.
 SPLIT = 1.0
-# Terms (power series in z^2/4, expansion in 2/(z + 1)) that reach the rounding level of each precision on
-# either side of SPLIT; those of the series are bounded by (1/4)^k / k!^2.
-TERMS = {"float32": (6, 11), "float64": (10, 25)}
+# Terms of the polynomials in z^2/4 below SPLIT and in 2/(z + 1) above, to the rounding level of each precision.
+TERMS = {"float32": (5, 10), "float64": (8, 23)}
+# Length of the power series that the former replace, and the largest argument z^2/4.
+_SERIES = 14
+_TOP = (SPLIT / 2) ** 2
 
 Vector = np.ndarray[Any, Any]
 
@@ -25,6 +27,18 @@ def log_gamma_slope(nu: float) -> float:
     return float(-np.euler_gamma - np.sum(scipy.special.zeta(2 * k + 1) * nu ** (2.0 * k) / (2 * k + 1)))
 
 
+def _economise(series: Vector, terms: int) -> Vector:
+    """Return the `terms` coefficients of the polynomial closest to a power series on [0, _TOP]."""
+    count = 2 * terms
+    theta = math.pi * (np.arange(count, dtype=np.longdouble) + 0.5) / count
+    u = np.cos(theta)
+    values = np.polynomial.polynomial.polyval((u + 1) * (_TOP / 2), series)
+    chebyshev = np.cos(np.arange(terms)[:, None] * theta) @ values * (np.longdouble(2) / count)
+    chebyshev[0] /= 2
+    in_u = np.polynomial.Polynomial(np.polynomial.chebyshev.cheb2poly(chebyshev))
+    return in_u(np.polynomial.Polynomial(np.array([-1, 2 / _TOP], np.longdouble))).coef
+
+
 def temme_series(mu: float, terms: int) -> dict[str, Vector]:
     """Return the coefficients of h^mu K_mu and h^(1-mu) K_(1-mu), h = z/2, for 0 <= mu <= 1/2.
 
@@ -33,9 +47,9 @@ def temme_series(mu: float, terms: int) -> dict[str, Vector]:
         h^mu K_mu         = f0(t) + phi f1(t)
         h^(1-mu) K_(1-mu) = q(t) - h^(2-2mu) (s0(t) + phi s1(t)),
 
-    each a power series in t. For z <= 1 no sum loses more than a bit.
+    each a polynomial in t. For z <= 1 no sum loses more than a bit.
     """
-    mu_, k_terms = np.longdouble(mu), terms + 1
+    mu_ = np.longdouble(mu)
     plus, minus = scipy.special.gamma(1 + mu), scipy.special.gamma(1 - mu)
     slope = log_gamma_slope(mu)
     difference = minus * math.expm1(2 * mu * slope) / mu if mu > 0 else 2 * slope
@@ -48,21 +62,22 @@ def temme_series(mu: float, terms: int) -> dict[str, Vector]:
     )  # q as a multiple of t^mu, kept apart: it must not be formed by 1 + mu phi
     rows, q_rows = [f], [q_of_power]
     factorial = np.longdouble(1)
-    for k in range(1, k_terms):
+    for k in range(1, _SERIES + 1):
         f = (k * f + p + q) / (k * k - mu_ * mu_)
         p, q, q_of_power = p / (k - mu_), q / (k + mu_), q_of_power / (k + mu_)
         factorial *= k
         rows.append(f / factorial)
         q_rows.append(q_of_power / factorial)
     table = np.array(rows)
-    derivative = np.arange(1, k_terms)[:, None] * table[1:]  # sum over k of k f_k t^(k-1) / k!
-    return {
-        "f0": table[:terms, 0],
-        "f1": table[:terms, 1],
-        "q": np.array(q_rows[:terms]),
+    derivative = np.arange(1, _SERIES + 1)[:, None] * table[1:]  # sum over k of k f_k t^(k-1) / k!
+    series = {
+        "f0": table[:_SERIES, 0],
+        "f1": table[:_SERIES, 1],
+        "q": np.array(q_rows[:_SERIES]),
         "s0": derivative[:, 0],
         "s1": derivative[:, 1],
     }
+    return {name: _economise(values, terms) for name, values in series.items()}
 
 
 def scaled_excess(nu: float, z: Vector) -> tuple[Vector, Vector]:

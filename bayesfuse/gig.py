@@ -25,6 +25,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key, UInt32
 
 from bayesfuse._bessel_general import bessel
+from bayesfuse._elementary import log_normal
 from bayesfuse.special import FixedOrder
 
 Values = Float[Array, "..."]
@@ -258,7 +259,7 @@ def _half_argument(
     tiny = 4 * jnp.finfo(order.nu.dtype).tiny
     gamma_limit = h < tiny
     h = jnp.maximum(h, tiny)
-    return h, jnp.log(h), gamma_limit
+    return h, log_normal(h), gamma_limit
 
 
 def moments(
