@@ -1,1 +1,101 @@
-"""Placeholder docstring until the public names exist."""
+"""Bayesian averaging of source separators: from several guesses of a sound to the best one, with its uncertainty.
+
+>>> import bayesfuse
+>>> result = bayesfuse.separate(mixture, rate, sources={"speech": recordings, "noise": "learn"},
+...                             orders={"speech": [2, 4, 8, 16], "noise": 32})
+>>> result.source("speech"), result.weights, result.free_energy
+
+Every name is loaded when it is first used, so that importing the package costs next to nothing.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from bayesfuse._version import __version__
+
+if TYPE_CHECKING:
+    from bayesfuse.audio import read, write
+    from bayesfuse.dictionary import Dictionary, train_dictionary
+    from bayesfuse.distributions import GeneralizedInverseGaussian
+    from bayesfuse.estimates import draw, moments
+    from bayesfuse.fusion import fuse, gram, mean_weights, select_weights, vb_weights
+    from bayesfuse.gig import Gig
+    from bayesfuse.inference import Fit, fit
+    from bayesfuse.metrics import sdr
+    from bayesfuse.nmf import NMF
+    from bayesfuse.results import Result
+    from bayesfuse.separation import separate
+    from bayesfuse.separators.contract import Separation
+    from bayesfuse.separators.ml_nmf import ml_nmf
+    from bayesfuse.separators.vb_nmf import Settings, joint_vb_nmf, vb_nmf
+    from bayesfuse.transforms import QERB, STFT
+    from bayesfuse.vbnmf import FreeEnergy, Posterior, Prior, make_prior
+
+# Where each public name lives; modules are public too (`bayesfuse.fusion`, ...).
+_HOMES = {
+    "Dictionary": "dictionary",
+    "Fit": "inference",
+    "FreeEnergy": "vbnmf",
+    "GeneralizedInverseGaussian": "distributions",
+    "Gig": "gig",
+    "NMF": "nmf",
+    "Posterior": "vbnmf",
+    "Prior": "vbnmf",
+    "QERB": "transforms",
+    "Result": "results",
+    "STFT": "transforms",
+    "Separation": "separators.contract",
+    "Settings": "separators.vb_nmf",
+    "draw": "estimates",
+    "fit": "inference",
+    "fuse": "fusion",
+    "gram": "fusion",
+    "joint_vb_nmf": "separators.vb_nmf",
+    "make_prior": "vbnmf",
+    "mean_weights": "fusion",
+    "ml_nmf": "separators.ml_nmf",
+    "moments": "estimates",
+    "read": "audio",
+    "sdr": "metrics",
+    "select_weights": "fusion",
+    "separate": "separation",
+    "train_dictionary": "dictionary",
+    "vb_nmf": "separators.vb_nmf",
+    "vb_weights": "fusion",
+    "write": "audio",
+}
+_MODULES = {
+    "audio",
+    "datasets",
+    "dictionary",
+    "distributions",
+    "estimates",
+    "fusion",
+    "gig",
+    "inference",
+    "metrics",
+    "model",
+    "nmf",
+    "plots",
+    "results",
+    "separation",
+    "separators",
+    "special",
+    "transforms",
+    "vbnmf",
+    "wiener",
+}
+
+__all__ = ["__version__", *sorted(_HOMES)]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"bayesfuse.{_HOMES[name]}"), name)
+    if name in _MODULES:
+        return importlib.import_module(f"bayesfuse.{name}")
+    raise AttributeError(f"module 'bayesfuse' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*__all__, *_MODULES})

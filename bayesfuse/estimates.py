@@ -8,6 +8,7 @@ q(S) is one Gaussian and holds both already.
 Gains and variances are per band of the representation the model was fitted on (bins of an STFT).
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import equinox as eqx
@@ -20,7 +21,7 @@ from bayesfuse import wiener
 from bayesfuse._precision import precision
 from bayesfuse.gig import Gig
 from bayesfuse.inference import Fit, Power
-from bayesfuse.vbnmf import Factor, GammaPrior, Posterior, Prior, harmonic_variance
+from bayesfuse.vbnmf import Factor, GammaPrior, harmonic_variance
 
 
 class Moments(NamedTuple):
@@ -45,25 +46,52 @@ class Moments(NamedTuple):
         return self.within + self.between
 
 
-def _harmonic_variances(q: Posterior, choice: tuple[int, ...]) -> Float[Array, "source freq frame"]:
-    return jnp.stack([harmonic_variance(q.components[j][m]) for j, m in enumerate(choice)])
+def combination_variances(fit: Fit, combination: int) -> Float[np.ndarray, "source freq frame"]:
+    """C_jm of all sources given one of `fit.posterior.combinations`, in the unit of the normalised mixture."""
+    choice = fit.posterior.combinations[combination]
+    chosen = [fit.posterior.components[j][m] for j, m in enumerate(choice)]
+    return np.stack([np.asarray(harmonic_variance(c)) for c in chosen])
 
 
-@eqx.filter_jit
-def _combined(power: Array, q: Posterior, prior: Prior, weights: Array) -> tuple[Array, Array, Array]:
-    """Gain, variance within and variance between for the combinations under `weights`."""
-    gains = [wiener.gains(_harmonic_variances(q, choice), prior.noise) for choice in q.combinations]
-    mean = sum(w * g for w, g in zip(weights, gains, strict=True))
-    within = sum(
-        w * wiener.posterior_variance(_harmonic_variances(q, choice), prior.noise)
-        for w, choice in zip(weights, q.combinations, strict=True)
-    )
-    between = sum(w * (g - mean) ** 2 for w, g in zip(weights, gains, strict=True)) * power
-    return jnp.asarray(mean), jnp.asarray(within), jnp.asarray(between)
+def combination_gains(fit: Fit, combination: int) -> Float[np.ndarray, "source freq frame"]:
+    """Wiener gains of all sources given one of `fit.posterior.combinations`."""
+    return np.asarray(wiener.gains(combination_variances(fit, combination), np.asarray(fit.prior.noise)))
+
+
+def average(
+    power: Float[np.ndarray, "freq frame"],
+    models: Sequence[tuple[Fit, int]],
+    weights: Float[np.ndarray, " model"] | Float[np.ndarray, "model frame"],
+) -> Moments:
+    """Return gains and variances averaged over models with fusion weights ([JVR16] eqs. 2, 14).
+
+    Parameters
+    ----------
+    power
+        |X|^2 that every fit was given, in its own unit.
+    models
+        Fits with the index of a combination of each, all of the same mixture.
+    weights
+        Fusion coefficients, constant or per frame.
+    """
+    power = np.asarray(power)
+    weights = np.asarray(weights, power.dtype)
+    weights = weights if weights.ndim == 2 else weights[:, None]
+    unit = power.dtype.type(models[0][0].scale ** 2)
+    variances = [combination_variances(fit, index) for fit, index in models]
+    noises = [np.asarray(fit.prior.noise) for fit, _ in models]
+    gains = [np.asarray(wiener.gains(v, noise)) for v, noise in zip(variances, noises, strict=True)]
+    mean = sum((w * g for w, g in zip(weights, gains, strict=True)), np.zeros_like(gains[0]))
+    within = np.zeros_like(mean)
+    between = np.zeros_like(mean)
+    for w, g, v, noise in zip(weights, gains, variances, noises, strict=True):
+        within += w * np.asarray(wiener.posterior_variance(v, noise))
+        between += w * (g - mean) ** 2
+    return Moments(mean, within * unit, between * power)
 
 
 def moments(power: Power, fit: Fit) -> Moments:
-    """Return gains and variances of all sources, averaged over the orders.
+    """Return gains and variances of all sources under the posterior, averaged over the orders with q(K).
 
     Parameters
     ----------
@@ -71,41 +99,14 @@ def moments(power: Power, fit: Fit) -> Moments:
         |X|^2 that `fit` was given, [freq, frame], in its own unit.
     """
     power = np.asarray(power)
-    with precision(power):
-        normal = jnp.asarray(power / np.float64(fit.scale) ** 2, power.dtype)
-        q, prior = jax.tree.map(jnp.asarray, (fit.posterior, fit.prior))
-        unit = power.dtype.type(fit.scale**2)
-        if q.variant == "explicit":
-            gains = wiener.gains(q.source_variance, prior.noise)
-            within = wiener.posterior_variance(q.source_variance, prior.noise)
-            between = jnp.zeros_like(within)
-        else:
-            gains, within, between = _combined(normal, q, prior, q.combination_probabilities())
-        return Moments(np.asarray(gains), np.asarray(within) * unit, np.asarray(between) * unit)
-
-
-def order_gains(fit: Fit, source: int) -> Float[np.ndarray, "order source freq frame"]:
-    """Return the gains of all sources given each candidate order of one `source`.
-
-    The orders of the other sources are averaged with their posterior given that order.
-    """
     q = fit.posterior
-    with precision(fit.posterior.log_order[0]):
-        q, prior = jax.tree.map(jnp.asarray, (fit.posterior, fit.prior))
-        probabilities = np.asarray(q.combination_probabilities(), dtype=np.float64)
-        # In log space: an order whose own probability underflows still has an estimate.
-        log_q = np.log(np.maximum(probabilities, np.finfo(np.float64).tiny))
-        gains = []
-        for m in range(len(q.components[source])):
-            users = [i for i, choice in enumerate(q.combinations) if choice[source] == m]
-            weights = np.exp(log_q[users] - log_q[users].max())
-            weights /= weights.sum()
-            total = sum(
-                w * np.asarray(wiener.gains(_harmonic_variances(q, q.combinations[i]), prior.noise))
-                for w, i in zip(weights, users, strict=True)
-            )
-            gains.append(total.astype(fit.posterior.log_order[0].dtype))
-        return np.stack(gains)
+    if q.source_variance is None:
+        models = [(fit, index) for index in range(len(q.combinations))]
+        return average(power, models, np.exp(np.asarray(q.log_order[0])))
+    variances = np.asarray(q.source_variance)
+    noise = np.asarray(fit.prior.noise)
+    within = np.asarray(wiener.posterior_variance(variances, noise)) * power.dtype.type(fit.scale**2)
+    return Moments(np.asarray(wiener.gains(variances, noise)), within, np.zeros_like(within))
 
 
 class Draws(NamedTuple):
@@ -185,8 +186,7 @@ def draw(key: Array, X: Complex[np.ndarray, "freq frame"], fit: Fit, num: int) -
         for choice in orders:
             key, *keys = jax.random.split(key, 2 * len(choice) + 2)
             chosen = [
-                (q.components[j][m], prior.dictionaries[j][m], prior.activations[j][m])
-                for j, m in enumerate(choice)
+                (q.components[j][m], prior.dictionaries[j][m], prior.activations[j][m]) for j, m in enumerate(choice)
             ]
             ws = [_sample_factor(keys[2 * j], c.dictionary, pw) for j, (c, pw, _) in enumerate(chosen)]
             hs = [_sample_factor(keys[2 * j + 1], c.activations, ph) for j, (c, _, ph) in enumerate(chosen)]
@@ -194,9 +194,7 @@ def draw(key: Array, X: Complex[np.ndarray, "freq frame"], fit: Fit, num: int) -
                 variances = jnp.stack([w @ h for w, h in zip(ws, hs, strict=True)])
             else:
                 variances = q.source_variance
-            sources.append(
-                np.asarray(sample(keys[-1], normal, variances, prior.noise)) * X.real.dtype.type(fit.scale)
-            )
+            sources.append(np.asarray(sample(keys[-1], normal, variances, prior.noise)) * X.real.dtype.type(fit.scale))
             dictionaries.append([np.asarray(w) * X.real.dtype.type(fit.scale**2) for w in ws])
             activations.append([np.asarray(h) for h in hs])
         return Draws(orders, dictionaries, activations, np.stack(sources))

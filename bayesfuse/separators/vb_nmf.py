@@ -1,0 +1,170 @@
+"""Separation by variational Bayesian NMF: one model order, each of several, or all in one model.
+
+[JVR14] X. Jaureguiberry, E. Vincent, G. Richard, "Variational Bayesian model averaging for audio source
+separation", IEEE Workshop on Statistical Signal Processing, 2014.
+[JVR16] X. Jaureguiberry, E. Vincent, G. Richard, "Fusion methods for speech enhancement and audio source
+separation", IEEE/ACM Transactions on Audio, Speech and Language Processing 24(7), 2016.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jaxtyping import Float
+
+from bayesfuse import estimates, inference
+from bayesfuse.dictionary import Dictionary
+from bayesfuse.inference import Candidate, Fit
+from bayesfuse.separators.contract import Masks, Separation, Separator, separate_channels
+from bayesfuse.separators.ml_nmf import seed_of
+from bayesfuse.transforms import STFT, Transform
+from bayesfuse.vbnmf import Factor, Temper, Variant, make_prior
+
+Model = Sequence[Sequence[Dictionary | int]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """How the variational model is fitted; the fields of `vbnmf.make_prior` and `inference.fit`.
+
+    `beta_per_frame` is the temperature of q(K) in nats per frame: the total free energy of N frames is divided by
+    N beta_per_frame.
+    """
+
+    a: float = 0.2
+    b: float = 0.2
+    noise: float = 1e-6
+    beta_per_frame: float = 100.0
+    temper: Temper = "kl"
+    variant: Variant = "marginal"
+    num_iters: int = 50
+    tolerance: float | None = None
+    ml_iters: int = 10
+
+
+def fit_joint(
+    power: Float[np.ndarray, "band frame"],
+    model: Model,
+    settings: Settings | None = None,
+    *,
+    seed: int = 0,
+    order_prior: Sequence[Sequence[float]] | None = None,
+    progress: bool = False,
+) -> Fit:
+    """Return the fit of one model over all candidate orders, `model[source][order]`.
+
+    Parameters
+    ----------
+    power
+        |X|^2 of the mixture in the bands of the dictionaries' transform.
+    model
+        For each source its candidates: trained dictionaries, which are held fixed, or integers, orders of
+        dictionaries to be learned on the mixture. The activations of a learned dictionary of order K have prior mean
+        1/K, so that all orders predict the same power.
+    order_prior
+        Prior probabilities of the candidates of each source; uniform by default.
+    """
+    settings = Settings() if settings is None else settings
+    orders = [[c if isinstance(c, int) else c.order for c in row] for row in model]
+    prior = make_prior(
+        orders,
+        a=settings.a,
+        b=settings.b,
+        noise=settings.noise,
+        beta=settings.beta_per_frame * power.shape[1],
+        order=order_prior,
+        activation_mean=[[1.0 / c if isinstance(c, int) else 1.0 for c in row] for row in model],
+        temper=settings.temper,
+        dtype=power.dtype,
+    )
+    candidates = [[_candidate(c) for c in row] for row in model]
+    q0 = inference.start(power, candidates, prior, variant=settings.variant, seed=seed, ml_iters=settings.ml_iters)
+    return inference.fit(
+        power, q0, prior, num_iters=settings.num_iters, tolerance=settings.tolerance, progress=progress
+    )
+
+
+def fit_orders(
+    power: Float[np.ndarray, "band frame"],
+    model: Model,
+    settings: Settings | None = None,
+    *,
+    seed: int = 0,
+    progress: bool = False,
+) -> list[Fit]:
+    """Return one fit per combination of candidate orders, the last source varying fastest.
+
+    Arguments are those of `fit_joint`; every fit is an ordinary VB-NMF with one order per source.
+    """
+    from tqdm.auto import tqdm
+
+    combinations = list(itertools.product(*model))
+    bar = tqdm(combinations, disable=not progress, desc="VB-NMF by order", unit="order", leave=False)
+    return [fit_joint(power, [[c] for c in choice], settings, seed=seed) for choice in bar]
+
+
+def choose_shape(
+    power: Float[np.ndarray, "band frame"],
+    model: Model,
+    settings: Settings | None = None,
+    *,
+    shapes: Sequence[float] = (0.1, 0.2, 0.5, 1.0),
+    seed: int = 0,
+) -> Settings:
+    """Return the settings with the shape b of the activations' prior that has the largest free energy.
+
+    Empirical Bayes over a grid, on the joint model. The largest free energy is not always the best separation: the
+    bound tends to prefer a shape somewhat below the one with the largest SDR.
+    """
+    settings = Settings() if settings is None else settings
+    tried = [dataclasses.replace(settings, b=b) for b in shapes]
+    return max(tried, key=lambda option: fit_joint(power, model, option, seed=seed).free_energy.total)
+
+
+def _candidate(dictionary: Dictionary | int) -> Candidate:
+    if isinstance(dictionary, int):
+        return dictionary
+    if dictionary.harmonic is None:
+        return dictionary.weights
+    return Factor(jnp.asarray(dictionary.weights), jnp.asarray(dictionary.harmonic))
+
+
+def vb_nmf(
+    dictionaries: Sequence[Dictionary | int],
+    *,
+    transform: Transform | None = None,
+    settings: Settings | None = None,
+) -> Separator:
+    """Return a separator by VB-NMF with one order per source ([JVR16] Appendix B), free energy included.
+
+    Parameters
+    ----------
+    dictionaries
+        One per source, a trained `Dictionary` or the order of one to be learned on the mixture.
+    """
+    return joint_vb_nmf([[d] for d in dictionaries], transform=transform, settings=settings)
+
+
+def joint_vb_nmf(model: Model, *, transform: Transform | None = None, settings: Settings | None = None) -> Separator:
+    """Return a separator by one VB-NMF over all candidate orders, averaged by q(K) ([JVR14]), free energy included.
+
+    Parameters
+    ----------
+    model
+        Candidates of each source, ``[source][order]``; see `fit_joint`.
+    """
+    chosen = STFT() if transform is None else transform
+
+    def separator(key: Array, mixture: Float[np.ndarray, "channel sample"]) -> Separation:
+        seed = seed_of(key)
+
+        def masks(power: Float[np.ndarray, "band frame"]) -> Masks:
+            fit = fit_joint(power, model, settings, seed=seed)
+            return Masks(estimates.moments(power, fit).gains, fit.free_energy)
+
+        return separate_channels(mixture, chosen, masks)
+
+    return separator

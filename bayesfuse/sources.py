@@ -1,0 +1,159 @@
+"""What is known of the sources of a mixture, turned into dictionaries: recordings, saved dictionaries, or nothing."""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bayesfuse import audio
+from bayesfuse.dictionary import Dictionary, train_dictionary
+from bayesfuse.transforms import Transform
+
+LEARN = "learn"
+
+# An array, a path, a folder, a pattern, a Dictionary, a list of one of these kinds, or "learn".
+Recordings = Any
+
+
+def resolve_sources(
+    sources: Mapping[str, Recordings],
+    orders: Mapping[str, int | Sequence[int]] | None,
+    rate: int,
+    transform: Transform,
+    *,
+    dtype: np.dtype[Any],
+    seed: int = 0,
+    cache: str | os.PathLike[str] | None = None,
+    progress: bool = False,
+) -> dict[str, list[Dictionary | int]]:
+    """Return the candidates of every source: trained dictionaries, or orders to be learned on the mixture.
+
+    All sources are read and checked before the first dictionary is trained. Arguments are those of
+    `separation.separate`.
+
+    Raises
+    ------
+    ValueError
+        For fewer than two sources, none of them known, orders that are missing, repeated or below one, recordings of
+        another rate, and dictionaries of another rate or transform.
+    FileNotFoundError
+        For files that do not exist.
+    """
+    if not isinstance(sources, Mapping) or len(sources) < 2:
+        raise ValueError(
+            f"sources={list(sources)}: expected a mapping with at least two names, such as "
+            '{"speech": "recordings/", "noise": "learn"}.'
+        )
+    orders = {} if orders is None else orders
+    unknown = sorted(set(orders) - set(sources))
+    if unknown:
+        raise ValueError(f"orders names {unknown}, which are not among the sources {list(sources)}.")
+    if all(_is_learned(spec) for spec in sources.values()):
+        raise ValueError(
+            "every source is to be learned on the mixture, which cannot tell one from another: give recordings or a "
+            "dictionary of at least one."
+        )
+    wanted = {name: _orders(name, orders[name]) for name in orders}
+    known = {name: _load(name, spec, rate, transform, wanted.get(name)) for name, spec in sources.items()}
+    model: dict[str, list[Dictionary | int]] = {}
+    for name, material in known.items():
+        if material is None:
+            model[name] = list(_required(name, wanted))
+        elif isinstance(material[0], Dictionary):
+            model[name] = list(material)
+        else:
+            trained = train_dictionary(
+                [np.asarray(recording, dtype) for recording in material],
+                rate,
+                _required(name, wanted),
+                transform=transform,
+                seed=seed,
+                cache=cache,
+                progress=progress,
+            )
+            model[name] = list(trained)
+    return model
+
+
+def _is_learned(spec: Recordings) -> bool:
+    return isinstance(spec, str) and spec == LEARN
+
+
+def _required(name: str, wanted: Mapping[str, list[int]]) -> list[int]:
+    if name not in wanted:
+        raise ValueError(f"orders has no entry for {name!r}: say how many components its dictionary may have.")
+    return wanted[name]
+
+
+def _orders(name: str, value: int | Sequence[int]) -> list[int]:
+    given = [value] if isinstance(value, int | np.integer) else list(value)
+    if not given:
+        raise ValueError(f"orders[{name!r}] is empty: expected at least one number of components.")
+    for order in given:
+        if isinstance(order, bool) or not isinstance(order, int | np.integer) or order < 1:
+            raise ValueError(f"orders[{name!r}] contains {order!r}: expected whole numbers of at least 1.")
+    if len(set(given)) != len(given):
+        raise ValueError(f"orders[{name!r}]={given} repeats an order: list every candidate once.")
+    return [int(order) for order in given]
+
+
+def _load(
+    name: str, spec: Recordings, rate: int, transform: Transform, wanted: list[int] | None
+) -> list[Dictionary] | list[np.ndarray] | None:
+    """Dictionaries, waveforms, or None for a source to be learned."""
+    if _is_learned(spec):
+        _required(name, {name: wanted} if wanted else {})
+        return None
+    items = [spec] if isinstance(spec, str | os.PathLike | np.ndarray | Dictionary) else list(spec)
+    if not items:
+        raise ValueError(f"sources[{name!r}] is empty: give recordings, a dictionary, or {LEARN!r}.")
+    if all(isinstance(item, Dictionary) or _is_dictionary_file(item) for item in items):
+        loaded = [item if isinstance(item, Dictionary) else Dictionary.load(item) for item in items]
+        return _matching(name, loaded, rate, transform, wanted)
+    _required(name, {name: wanted} if wanted else {})
+    waveforms: list[np.ndarray] = []
+    for item in items:
+        if isinstance(item, np.ndarray):
+            waveforms.append(audio.check_audio(item, rate, name=f"sources[{name!r}]"))
+        elif isinstance(item, str | os.PathLike):
+            waveforms.extend(_read(name, path, rate) for path in audio.collect(item))
+        else:
+            raise ValueError(
+                f"sources[{name!r}] holds a {type(item).__name__}: expected recordings (arrays or paths), "
+                f"dictionaries, or {LEARN!r}, and not a mixture of kinds."
+            )
+    return waveforms
+
+
+def _is_dictionary_file(item: Any) -> bool:
+    return isinstance(item, str | os.PathLike) and Path(item).suffix == ".npz"
+
+
+def _read(name: str, path: Path, rate: int) -> np.ndarray:
+    found = audio.info(path)
+    if found.rate != rate:
+        raise ValueError(
+            f"sources[{name!r}]: {path} has a rate of {found.rate} Hz, the mixture {rate} Hz; resample it first, for "
+            "example with bayesfuse.audio.resample."
+        )
+    return audio.read(path)[0]
+
+
+def _matching(
+    name: str, loaded: list[Dictionary], rate: int, transform: Transform, wanted: list[int] | None
+) -> list[Dictionary]:
+    for dictionary in loaded:
+        if dictionary.rate != rate or dictionary.transform != transform.to_dict():
+            raise ValueError(
+                f"sources[{name!r}]: the dictionary of order {dictionary.order} is for {dictionary.rate} Hz and "
+                f"{dictionary.transform}, the mixture is analysed at {rate} Hz with {transform.to_dict()}."
+            )
+    by_order = {dictionary.order: dictionary for dictionary in loaded}
+    if len(by_order) != len(loaded):
+        raise ValueError(f"sources[{name!r}]: orders {[d.order for d in loaded]} repeat; give one dictionary of each.")
+    missing = [order for order in wanted or [] if order not in by_order]
+    if missing:
+        raise ValueError(f"orders[{name!r}] asks for {missing}; the dictionaries have {sorted(by_order)}.")
+    return [by_order[order] for order in (wanted or by_order)]
