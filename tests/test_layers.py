@@ -16,7 +16,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("gig", "distributions", "neural"),
     ("vbnmf*", "inference", "estimates", "model", "evidence"),
     ("separators", "separators.*"),
-    ("datasets", "results"),
+    ("datasets", "sources", "results"),
     ("experiments", "plots", "separation"),
     ("",),  # the package itself: the public names
     ("cli", "__main__"),
