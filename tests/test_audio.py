@@ -180,7 +180,7 @@ def test_nothing_is_left_half_written(tmp_path: Path, monkeypatch: pytest.Monkey
     path = tmp_path / "x.wav"
     audio.write(path, tones(1), 16000)
     before = path.read_bytes()
-    with pytest.raises(ValueError, match="with 12 channels .* A float32 WAV file takes any"):
+    with pytest.raises(ValueError, match=r"with 12 channels .* A float32 WAV file takes any"):
         audio.write(tmp_path / "x.flac", tones(12, 4000), 16000)  # FLAC has at most 8 channels
     calls = []
 
