@@ -14,22 +14,33 @@ from typing import TYPE_CHECKING, Any
 from bayesfuse._version import __version__
 
 if TYPE_CHECKING:
-    from bayesfuse.audio import read, write
-    from bayesfuse.dictionary import Dictionary, train_dictionary
-    from bayesfuse.distributions import GeneralizedInverseGaussian
-    from bayesfuse.estimates import draw, moments
-    from bayesfuse.fusion import fuse, gram, mean_weights, select_weights, vb_weights
-    from bayesfuse.gig import Gig
-    from bayesfuse.inference import Fit, fit
-    from bayesfuse.metrics import sdr
-    from bayesfuse.nmf import NMF
-    from bayesfuse.results import Result
-    from bayesfuse.separation import separate
-    from bayesfuse.separators.contract import Separation
-    from bayesfuse.separators.ml_nmf import ml_nmf
-    from bayesfuse.separators.vb_nmf import Settings, joint_vb_nmf, vb_nmf
-    from bayesfuse.transforms import QERB, STFT
-    from bayesfuse.vbnmf import FreeEnergy, Posterior, Prior, make_prior
+    from bayesfuse.audio import read as read, write as write
+    from bayesfuse.dictionary import Dictionary as Dictionary, train_dictionary as train_dictionary
+    from bayesfuse.distributions import GeneralizedInverseGaussian as GeneralizedInverseGaussian
+    from bayesfuse.estimates import draw as draw, moments as moments
+    from bayesfuse.fusion import (
+        fuse as fuse,
+        gram as gram,
+        mean_weights as mean_weights,
+        select_weights as select_weights,
+        vb_weights as vb_weights,
+    )
+    from bayesfuse.gig import Gig as Gig
+    from bayesfuse.inference import Fit as Fit, fit as fit
+    from bayesfuse.metrics import sdr as sdr
+    from bayesfuse.nmf import NMF as NMF
+    from bayesfuse.results import Result as Result
+    from bayesfuse.separation import separate as separate
+    from bayesfuse.separators.contract import Separation as Separation
+    from bayesfuse.separators.ml_nmf import ml_nmf as ml_nmf
+    from bayesfuse.separators.vb_nmf import Settings as Settings, joint_vb_nmf as joint_vb_nmf, vb_nmf as vb_nmf
+    from bayesfuse.transforms import QERB as QERB, STFT as STFT
+    from bayesfuse.vbnmf import (
+        FreeEnergy as FreeEnergy,
+        Posterior as Posterior,
+        Prior as Prior,
+        make_prior as make_prior,
+    )
 
 # Where each public name lives; modules are public too (`bayesfuse.fusion`, ...).
 _HOMES = {
