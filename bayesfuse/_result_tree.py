@@ -91,23 +91,24 @@ def fields(tree: "DataTree") -> dict[str, Any]:
             f"{SCHEMA_VERSION}; upgrade bayesfuse to at least {tree.attrs.get('version', 'the version it is of')}."
         )
     found = {f"{group}/{variable}" for group, node in tree.children.items() for variable in node.data_vars}
+    datasets = {group: node.to_dataset() for group, node in tree.children.items()}
     try:
         arrays = {
-            name: None if name in _OPTIONAL and f"{group}/{variable}" not in found else tree[group][variable].values
+            name: None if name in _OPTIONAL and f"{group}/{variable}" not in found else datasets[group][variable].values
             for name, (group, variable, _) in ARRAYS.items()
         }
         attrs: Any = tree.attrs
         return dict(
             **arrays,
             rate=attrs["rate"],
-            source_names=tuple(tree["fused"]["source"].values),
-            order_labels=tuple(tree["weights"]["order"].values),
+            source_names=datasets["fused"]["source"].values,
+            order_labels=datasets["weights"]["order"].values,
             beta_per_frame=attrs["beta_per_frame"],
             energy_order=attrs["energy_order"],
-            trace_iterations=tree["trace"]["iteration"].values,
-            trace_labels=tuple(tree["trace"]["fit"].values),
-            frequencies=tree["variance"]["frequency"].values,
-            frame_times=tree["free_energy"]["frame"].values,
+            trace_iterations=datasets["trace"]["iteration"].values,
+            trace_labels=datasets["trace"]["fit"].values,
+            frequencies=datasets["variance"]["frequency"].values,
+            frame_times=datasets["free_energy"]["frame"].values,
             method=str(attrs["method"]),
             transform=json.loads(attrs["transform"]),
             settings=json.loads(attrs["settings"]),

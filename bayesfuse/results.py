@@ -251,8 +251,8 @@ class Result(eqx.Module):
 
         seed = self.seed if seed is None else seed
         tree = _result_tree.arviz_tree(self, chains=chains, draws=draws, seed=seed, waveforms=waveforms)
-        # ArviZ 1.x has no such class, its functions take the tree.
-        container = getattr(arviz, "InferenceData", None)
+        # ArviZ 1.x has no such class (asking it for one warns), and its functions take the tree.
+        container = vars(arviz).get("InferenceData")
         return tree if container is None else container.from_datatree(tree)
 
     def write_wavs(self, folder: str | os.PathLike[str], *, estimates: bool = False) -> list[Path]:

@@ -320,10 +320,7 @@ def test_inference_data(per_frame):
 
     result = make_result(per_frame=per_frame)
     data = result.to_inference_data(chains=2, draws=300)
-    if hasattr(arviz, "InferenceData"):
-        assert isinstance(data, arviz.InferenceData)
-    else:
-        assert isinstance(data, xr.DataTree)
+    assert isinstance(data, arviz.InferenceData if arviz.__version__.startswith("0.") else xr.DataTree)
     posterior = group(data, "posterior")
     extra = ("frame",) if per_frame else ()
     assert posterior["order_index"].dims == ("chain", "draw", *extra)
