@@ -5,20 +5,21 @@ it runs once per order.
 """
 
 import math
-from typing import Any
+
 
 import numpy as np
 import scipy.special
 
 # Temme's series is used below this argument, the expansion in 1 / (z + 1) above.
 SPLIT = 1.0
-# Terms of the polynomials in z^2/4 below SPLIT and in 2/(z + 1) above, to the rounding level of each precision.
+# Terms of the polynomials in z^2/4 below SPLIT and in 2/(z + 1) above, to the rounding level of each
+# precision.
 TERMS = {"float32": (5, 10), "float64": (8, 23)}
 # Length of the power series that the former replace, and the largest argument z^2/4.
 _SERIES = 14
 _TOP = (SPLIT / 2) ** 2
 
-Vector = np.ndarray[Any, Any]
+Vector = np.ndarray
 
 
 def log_gamma_slope(nu: float) -> float:

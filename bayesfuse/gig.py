@@ -161,7 +161,7 @@ class Gig(eqx.Module):
         body = (1 - self.gamma) * p.scaled_slope + self.gamma + p.excess + p.log_scaled
         return body + math.log(2) - jnp.log(self.rho)
 
-    def log_prob(self, y: Values | float) -> Values:
+    def log_prob(self, y: Any) -> Values:
         """Return the logarithm of the density at y > 0."""
         gamma, rho, tau = self._parameters()
         p = _parts(gamma, rho, tau)
@@ -172,7 +172,7 @@ class Gig(eqx.Module):
         energy = jnp.where(p.limit, plain, square)
         return (gamma - 1) * jnp.log(y) - energy + gamma * jnp.log(rho) - math.log(2) - p.log_scaled
 
-    def kl_to_gamma(self, shape: Values | float, rate: Values | float) -> Values:
+    def kl_to_gamma(self, shape: Any, rate: Any) -> Values:
         """Return KL(q || Gamma(shape, rate)) in nats, from this distribution q to a Gamma distribution."""
         p = self._parts()
         shape = jnp.asarray(shape, self.rho.dtype)
