@@ -214,9 +214,9 @@ def train_dictionary(
     As in [JVR16] VI.B: maximum-likelihood NMF of the concatenated recordings, started by vector quantisation.
     Departures: frames 80 dB or more below the mean are left out (digital silence says nothing about the
     source, and its floor would be modelled as if it did); of more than `max_frames` frames a random subset
-    is used (of 21,000 to 24,000 frames of speech per speaker, 4,000 and 8,000 gave the same SDR after separation
-    within 0.1 dB at orders 4, 16 and 64); and columns are scaled as `Dictionary` says. Memory: `max_frames`
-    spectra, and the analysis of about a million samples.
+    is used (of 21,000 to 24,000 frames of speech per speaker, 4,000 and 8,000 gave the same SDR after
+    separation within 0.1 dB at orders 4, 16 and 64); and columns are scaled as `Dictionary` says. Memory:
+    `max_frames` spectra, and the analysis of about a million samples.
 
     Parameters
     ----------

@@ -255,7 +255,7 @@ def fit(
 
 
 def vector_quantisation(
-    seed: int, power: Float[np.ndarray | Array, "freq frame"], order: int, *, max_frames: int = 8192
+    seed: int, power: Float[np.ndarray | Array, "freq frame"], order: int, *, max_frames: int = 4096
 ) -> Float[np.ndarray | Array, "freq component"]:
     """Dictionary of `order` strictly positive columns of sum 1, by vector quantisation of the frames.
 
@@ -318,7 +318,7 @@ def _clusters(shapes: np.ndarray, order: int, rng: np.random.Generator) -> list[
 
     features = np.sqrt(shapes.T).astype(np.float32)
     features /= np.linalg.norm(features, axis=1, keepdims=True)
-    means = KMeans(order, n_init="auto", max_iter=30, random_state=int(rng.integers(2**31)))
+    means = KMeans(order, n_init="auto", max_iter=20, random_state=int(rng.integers(2**31)))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # its cause is dealt with by the caller
         labels = means.fit(features).labels_

@@ -130,8 +130,8 @@ def test_cost_never_rises(dtype, seed, exponent, learn, noise, zeros, spread):
     power, Ws, Hs = problem(seed, dtype=dtype, zeros=zeros, spread=spread)
     result = nmf.fit(power, Ws, Hs, learn=learn, noise=noise, num_iters=30, exponent=exponent)
     # Each new factor carries a relative error of F + N + K + 8 roundings at most, and so does the model. The
-    # cost moves by num h + den h <= sum (r + 1) times that, r = P/V, and evaluating it costs 4 more roundings of
-    # r + |log r| + 1 per bin. With d = r - log r - 1: r <= 2 d + 2 and |log r| <= d + 1.
+    # cost moves by num h + den h <= sum (r + 1) times that, r = P/V, and evaluating it costs 4 more roundings
+    # of r + |log r| + 1 per bin. With d = r - log r - 1: r <= 2 d + 2 and |log r| <= d + 1.
     bound = 3 * result.cost[:-1] + 4 * F * N
     tolerance = (F + N + 5 + 12) * float(np.finfo(dtype).eps) * bound
     assert np.all(np.diff(result.cost) <= tolerance)
