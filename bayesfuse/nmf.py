@@ -262,8 +262,9 @@ def vector_quantisation(
     Frames are clustered by k-means on their amplitudes `sqrt(P / sum_f P)`, that is by the angle between
     amplitude spectra, whatever their level; a column is the mean normalised power of its cluster. [JVR16]
     VI.B says "initialized by vector quantization" and no more. Of clusterings of the power, its square root,
-    its fourth root and its logarithm, tried on speech at orders 4 to 64, none was better by more than 0.2 dB
-    of SDR after training and separation, with no consistent order; the square root was best on average.
+    its fourth root and its logarithm, the square root gave the best SDR after training and separation, but by
+    little: averaged over orders 4, 16 and 64 (48 mixtures of speech and noise, one seed) the four lay within
+    0.15 dB, at single orders up to 0.35 dB apart and ranked differently.
 
     Parameters
     ----------
