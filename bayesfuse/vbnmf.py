@@ -47,6 +47,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from bayesfuse import gig
+from bayesfuse._precision import precision
 from bayesfuse.special import FixedOrder, fixed_order
 
 Variant = Literal["marginal", "explicit"]
@@ -209,7 +210,7 @@ def make_prior(
     b: float | Sequence[Sequence[float]] = 0.2,
     noise: float = 1e-6,
     beta: float = 1.0,
-    order: Sequence[Sequence[float]] | None = None,
+    order: Sequence[Sequence[float] | Float[np.ndarray, " order"]] | None = None,
     activation_mean: Sequence[Sequence[float]] | None = None,
     temper: Temper = "kl",
     dtype: np.dtype | type = np.float32,
@@ -242,6 +243,8 @@ def make_prior(
     layout = [len(candidates) for candidates in orders]
     if not layout or min(layout) == 0:
         raise ValueError("orders needs at least one source and one candidate order per source.")
+    if min(min(candidates) for candidates in orders) < 1:
+        raise ValueError(f"orders={orders}: an order is the number of components of a source, at least 1.")
     if math.prod(layout) > MAX_COMBINATIONS:
         raise ValueError(
             f"{' x '.join(map(str, layout))} candidate orders make {math.prod(layout)} combinations; at most "
@@ -260,23 +263,24 @@ def make_prior(
         pi = np.full(count, 1.0 / count) if order is None else np.asarray(order[j], dtype=np.float64)
         if pi.shape != (count,) or not np.all(pi > 0) or not math.isclose(pi.sum(), 1.0, rel_tol=1e-6):
             raise ValueError(f"order[{j}]={order and order[j]}: expected {count} positive probabilities that sum to 1.")
-        log_order.append(jnp.asarray(np.log(pi), dtype=dtype))
+        log_order.append(np.log(pi))
 
     def gamma(shape: float, mean: float) -> GammaPrior:
         return GammaPrior(fixed_order(shape, dtype), jnp.asarray(shape / mean, dtype=dtype))
 
-    return Prior(
-        dictionaries=tuple(tuple(gamma(s, 1.0) for s in row) for row in shapes_a),
-        activations=tuple(
-            tuple(gamma(s, m) for s, m in zip(row, row_means, strict=True))
-            for row, row_means in zip(shapes_b, means, strict=True)
-        ),
-        order=tuple(log_order),
-        noise=jnp.asarray(noise, dtype=dtype),
-        beta=jnp.asarray(beta, dtype=dtype),
-        temper=temper,
-        one_shape=all(len(set(row)) == 1 for row in shapes_a + shapes_b),
-    )
+    with precision(np.dtype(dtype)):
+        return Prior(
+            dictionaries=tuple(tuple(gamma(s, 1.0) for s in row) for row in shapes_a),
+            activations=tuple(
+                tuple(gamma(s, m) for s, m in zip(row, row_means, strict=True))
+                for row, row_means in zip(shapes_b, means, strict=True)
+            ),
+            order=tuple(jnp.asarray(vector, dtype=dtype) for vector in log_order),
+            noise=jnp.asarray(noise, dtype=dtype),
+            beta=jnp.asarray(beta, dtype=dtype),
+            temper=temper,
+            one_shape=all(len(set(row)) == 1 for row in shapes_a + shapes_b),
+        )
 
 
 def _table(name: str, value: float | Sequence[Sequence[float]], layout: list[int]) -> list[list[float]]:
@@ -436,7 +440,7 @@ def _sweep_marginal(
                 slope = slope + shares[position] / _sum_variances(prior.noise, omega, choice)
                 total = _sum_variances(prior.noise, harmonic, choice)
                 curve = curve + shares[position] * _over_square(power, total)
-            weights.append(_Weights(slope * mask, curve * mask))
+            weights.append(_Weights(_valid(mask, slope), _valid(mask, curve)))
         components[j] = update(orders, j, prior, weights)
         omega[j] = [expected_variance(c) for c in components[j]]
         harmonic[j] = [harmonic_variance(c) for c in components[j]]
@@ -451,7 +455,10 @@ def _sweep_explicit(
     components = []
     for j, orders in enumerate(q.components):
         weights = [
-            _Weights(mask / expected_variance(c), mask * _over_square(second[j], harmonic_variance(c))) for c in orders
+            _Weights(
+                _valid(mask, 1.0 / expected_variance(c)), _valid(mask, _over_square(second[j], harmonic_variance(c)))
+            )
+            for c in orders
         ]
         components.append(tuple(update(orders, j, prior, weights)))
     return eqx.tree_at(lambda t: t.components, q, tuple(components))
@@ -495,7 +502,10 @@ def update_sources(q: Posterior, prior: Prior) -> Posterior:
         return q
     variances = []
     for orders, log_q in zip(q.components, q.log_order, strict=True):
-        precision = sum(p / harmonic_variance(c) for p, c in zip(jnp.exp(log_q), orders, strict=True))
+        # An order with q = 0 does not count, not even where its variance is 0 as well.
+        precision = sum(
+            jnp.where(p > 0, p / harmonic_variance(c), 0.0) for p, c in zip(jnp.exp(log_q), orders, strict=True)
+        )
         variances.append(1.0 / precision)
     return eqx.tree_at(lambda t: t.source_variance, q, jnp.stack(variances))
 
@@ -572,6 +582,16 @@ def _full(power: Float[Array, "freq frame"], mask: Float[Array, " frame"] | None
     return jnp.ones(power.shape[1], power.dtype) if mask is None else mask
 
 
+def _valid(mask: Float[Array, " frame"], values: Float[Array, "*batch frame"]) -> Float[Array, "*batch frame"]:
+    """`values` where the mask is 1, else 0: padded frames, whose activations die at once, may hold log 0."""
+    return jnp.where(mask > 0, values, 0.0)
+
+
+def _keep(mask: Float[Array, " frame"], values: Float[Array, " frame"]) -> Float[Array, " frame"]:
+    """Values of the frames that count; a padded frame may be at minus infinity, which zero times would not undo."""
+    return jnp.where(mask > 0, values, 0.0)
+
+
 def _gamma_terms(factors: Sequence[Factor], priors: Sequence[GammaPrior], one_shape: bool) -> list[Float[Array, "_ _"]]:
     """E[log p] - E[log q] of every entry of some learned factors."""
     rhos = [f.rho for f in factors if f.rho is not None]
@@ -624,7 +644,7 @@ def combination_scores(
         total = _sum_variances(prior.noise, omega, choice)
         filtered = _sum_variances(prior.noise, harmonic, choice)
         data = -(jnp.log(total) + _over(power, filtered)).sum(0) - power.shape[0] * _LOG_PI
-        frames.append(mask * (data + sum(activations[j][m] for j, m in enumerate(choice))))
+        frames.append(_valid(mask, data + sum(activations[j][m] for j, m in enumerate(choice))))
         constants.append(sum(dictionary[j][m] for j, m in enumerate(choice)))
     return Scores(jnp.stack(frames), jnp.stack(constants))
 
@@ -641,7 +661,7 @@ def source_scores(
         frames = []
         for m, c in enumerate(orders):
             bins = jnp.log(expected_variance(c)) + _over(second[j], harmonic_variance(c))
-            frames.append(mask * (activations[j][m] - bins.sum(0) - power.shape[0] * _LOG_PI))
+            frames.append(_valid(mask, activations[j][m] - bins.sum(0) - power.shape[0] * _LOG_PI))
         scores.append(Scores(jnp.stack(frames), jnp.stack(dictionary[j])))
     return tuple(scores)
 
@@ -664,7 +684,7 @@ def _mixing_frames(
     signal = variance.sum(0)
     total = prior.noise + signal
     bins = jnp.log(variance).sum(0) - jnp.log(total) - signal / total - (power / total) * (prior.noise / total)
-    return mask * (bins.sum(0) + power.shape[0] * (sources + (sources - 1) * _LOG_PI))
+    return _valid(mask, bins.sum(0) + power.shape[0] * (sources + (sources - 1) * _LOG_PI))
 
 
 def free_energy(
@@ -699,4 +719,5 @@ def tempered(energy: FreeEnergy, q: Posterior, prior: Prior) -> Float[Array, ""]
         weights = jnp.exp(log_q)
         reference = log_pi if prior.temper == "kl" else jnp.zeros_like(log_pi)
         entropy = entropy + jnp.where(weights > 0, weights * (reference - log_q), 0.0).sum()
-    return jnp.where(entropy == 0, 0.0, (prior.beta - 1.0) * entropy)
+    # At infinite temperature q(K) is constant: the term is 0 or, a constant too, infinite.
+    return jnp.where(jnp.isinf(prior.beta), 0.0, (prior.beta - 1.0) * entropy)
