@@ -1,0 +1,225 @@
+"""What the benchmark scripts share: tables, timing, confidence intervals, files that survive an interruption."""
+
+import contextlib
+import json
+import math
+import os
+import platform
+import sys
+import time
+import tomllib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+EXPECTED = Path(__file__).parent / "expected"
+
+
+# Tables ------------------------------------------------------------------------------------------------------------
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]], *, title: str = "") -> str:
+    """A table of text: the first column flush left, the others flush right, a rule under the header."""
+    body = [[str(cell) for cell in row] for row in rows]
+    for row in body:
+        if len(row) != len(header):
+            raise ValueError(f"a row has {len(row)} cells, the header {len(header)}: {row}")
+    widths = [max(len(line[i]) for line in [list(header), *body]) for i in range(len(header))]
+
+    def line(cells: Sequence[str]) -> str:
+        padded = [cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(cells, widths))]
+        return "  ".join(padded).rstrip()
+
+    lines = [line(header), "-" * (sum(widths) + 2 * (len(widths) - 1)), *map(line, body)]
+    return "\n".join(([title, ""] if title else []) + lines)
+
+
+def expected(name: str) -> dict[str, Any]:
+    """The printed numbers of a paper, from `expected/<name>.toml`."""
+    with open(EXPECTED / f"{name}.toml", "rb") as file:
+        return tomllib.load(file)
+
+
+# Intervals ---------------------------------------------------------------------------------------------------------
+
+
+class Estimate(NamedTuple):
+    """A mean and the half-width of its confidence interval."""
+
+    mean: float
+    half: float
+
+    def __str__(self) -> str:
+        return f"{self.mean:.2f} ±{self.half:.2f}"
+
+
+def clustered_mean(values: Sequence[float], groups: Sequence[Any], *, level: float = 0.95) -> Estimate:
+    """Mean of values that come in groups, with an interval that does not take a group's members as independent.
+
+    Parameters
+    ----------
+    values
+        One number per item.
+    groups
+        Label of the group of each item; items of different groups are taken as independent.
+
+    Returns
+    -------
+    The mean over items, and the half-width t S / sqrt(G (G - 1)) n_G^-1 of the linearised cluster estimator: with
+    r_g = sum over the group's items of (value - mean), the variance of the mean is G / (G - 1) sum_g r_g^2 / n^2, and
+    t is Student's with G - 1 degrees of freedom. With groups of one item this is the usual t interval. NaN for fewer
+    than two groups.
+    """
+    from scipy.stats import t as student
+
+    x = np.asarray(values, np.float64)
+    if x.size == 0 or len(groups) != x.size:
+        raise ValueError(f"{x.size} values and {len(groups)} groups: expected equally many, at least one")
+    _, member = np.unique(np.asarray(list(map(str, groups))), return_inverse=True)
+    mean = x.mean()
+    sums = np.bincount(member, x - mean)
+    count = sums.size
+    if count < 2:
+        return Estimate(float(mean), math.nan)
+    variance = count / (count - 1) * np.sum(sums**2) / x.size**2
+    return Estimate(float(mean), float(student.ppf(0.5 + level / 2, count - 1) * math.sqrt(variance)))
+
+
+# Timing ------------------------------------------------------------------------------------------------------------
+
+
+class Timing(NamedTuple):
+    """Seconds of repeated calls, and of the first call, which compiles."""
+
+    first: float
+    repeats: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        return float(np.median(self.repeats))
+
+    @property
+    def best(self) -> float:
+        return min(self.repeats)
+
+    @property
+    def spread(self) -> float:
+        """Half the distance between the quartiles, over the median: how far the machine was from quiet."""
+        low, high = np.percentile(self.repeats, [25, 75])
+        return float((high - low) / 2 / self.median)
+
+
+def interleaved(calls: dict[str, Callable[[], Any]], *, repeats: int, warm: bool = True) -> dict[str, Timing]:
+    """Timings of several calls in turn, so that a change in the machine's load hits all of them alike.
+
+    Parameters
+    ----------
+    calls
+        Functions without arguments; their results are waited for (`jax.block_until_ready`).
+    warm
+        Whether to call each once before, for compilation, which is timed apart.
+    """
+    import jax
+
+    first = dict.fromkeys(calls, 0.0)
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for turn in range(repeats + warm):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            jax.block_until_ready(call())
+            elapsed = time.perf_counter() - start
+            if warm and turn == 0:
+                first[name] = elapsed
+            else:
+                seconds[name].append(elapsed)
+    return {name: Timing(first[name], tuple(times)) for name, times in seconds.items()}
+
+
+def environment() -> str:
+    """One line on the machine: processor, cores, threads of the linear algebra, versions, load."""
+    import importlib.metadata as metadata
+
+    cpu = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                cpu = line.split(":", 1)[1].strip()
+                break
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("jax", "numpy", "scipy", "scikit-learn"))
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else math.nan
+    return f"{cpu}, {cores} cores; {threads()}; Python {platform.python_version()}, {versions}; load {load:.1f}"
+
+
+def threads() -> str:
+    """Threads of NumPy's BLAS and of OpenMP, as their libraries report them; XLA takes all cores it may use."""
+    from threadpoolctl import threadpool_info
+
+    pools = {f"{pool['internal_api']} {pool['num_threads']}" for pool in threadpool_info()}
+    return "threads: " + ", ".join([*sorted(pools), "XLA all cores"])
+
+
+# Files -------------------------------------------------------------------------------------------------------------
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Write a file completely or not at all."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        temporary.write_text(text)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+class Records:
+    """Results of items in a file of JSON lines, so that a run that was interrupted goes on where it stopped.
+
+    A record has a `key`. Every append is one write of one line; a line cut short by a crash is ignored.
+
+    Parameters
+    ----------
+    path
+        File to read and to append to; None keeps the records in memory.
+    """
+
+    def __init__(self, path: str | os.PathLike[str] | None) -> None:
+        self.path = None if path is None else Path(path)
+        self._records: dict[str, dict[str, Any]] = {}
+        if self.path is None or not self.path.exists():
+            return
+        text = self.path.read_text()
+        if text and not text.endswith("\n"):
+            with open(self.path, "a") as file:
+                file.write("\n")
+        for line in text.splitlines():
+            with contextlib.suppress(json.JSONDecodeError):
+                record = json.loads(line)
+                self._records[record["key"]] = record
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._records
+
+    def __getitem__(self, key: str) -> dict[str, Any]:
+        return self._records[key]
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return iter(self._records.values())
+
+    def append(self, record: dict[str, Any]) -> None:
+        self._records[record["key"]] = record
+        if self.path is not None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with open(self.path, "a") as file:
+                file.write(json.dumps(record) + "\n")
+
+
+def fail(message: str) -> None:
+    """End the script with a message for the person at the terminal."""
+    sys.exit(f"error: {message}")
