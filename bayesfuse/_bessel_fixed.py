@@ -7,10 +7,12 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from bayesfuse._bessel_host import SPLIT, TERMS, tail_expansion, temme_series
 from bayesfuse._elementary import log_normal
+
+Real = Float[Array, "..."] | Float[np.ndarray, "..."] | np.floating | float | int
 
 # Upward recurrences up to this length are written out; longer ones run as a loop to keep compilation short.
 _UNROLL = 4
@@ -61,8 +63,8 @@ class FixedOrder(eqx.Module):
     _log_gamma_base: Float[Array, ""]
     _mu: Float[Array, ""]
     _upper: Bool[Array, ""]
-    _series: dict[str, Float[Array, " power"]]
-    _tail: tuple[Float[Array, " power"], Float[Array, " power"]]
+    _series: dict[str, Float[Array, " inner"]]
+    _tail: tuple[Float[Array, " outer"], Float[Array, " outer"]]
     closed: bool = eqx.field(static=True)
 
     @property
@@ -135,7 +137,9 @@ class FixedOrder(eqx.Module):
                 product = product * factor
         else:
 
-            def body(k: int, carry: tuple[_State, Float[Array, "..."]]) -> tuple[_State, Float[Array, "..."]]:
+            def body(
+                k: Int[Array, ""], carry: tuple[_State, Float[Array, "..."]]
+            ) -> tuple[_State, Float[Array, "..."]]:
                 grown, factor = step(self.rungs[k], carry[0])
                 return grown, carry[1] + jnp.log(factor) if logarithm else carry[1]
 
@@ -151,18 +155,21 @@ class FixedOrder(eqx.Module):
         h = jnp.maximum(0.5 * self._input(x), 4 * jnp.finfo(self.nu.dtype).tiny)
         return h, log_normal(h)
 
-    def log_kve(self, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    @eqx.filter_jit
+    def log_kve(self, x: Real) -> Float[Array, "..."]:
         """Return log(K_nu(x) e^x) for x > 0."""
         h, log_h = self._halved(x)
         _, value = self._climb(h, log_h, logarithm=True)
         below = 2 * h - self.nu * log_h + self._log_rungs - math.log(2)
         return value + jnp.where(h < SPLIT / 2, below, 0.0)
 
-    def ratio(self, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    @eqx.filter_jit
+    def ratio(self, x: Real) -> Float[Array, "..."]:
         """Return R = K_{nu-1}(x) / K_nu(x) for x > 0."""
         return self._climb(*self._halved(x))[0].ratio
 
-    def scaled_ratio_minus_one(self, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    @eqx.filter_jit
+    def scaled_ratio_minus_one(self, x: Real) -> Float[Array, "..."]:
         """Return x (R - 1), which tends to 1/2 - nu for large x, without cancellation there."""
         return self._climb(*self._halved(x))[0].excess
 
@@ -196,6 +203,7 @@ def fixed_order(nu: float, dtype: Any = np.float32) -> FixedOrder:
     base = nu - steps
     closed = base == 0.5
     mu = min(base, 1 - base)
+    mu = mu if mu > 1e-30 else 0.0  # below, differences of Gamma functions would underflow
     small_terms, large_terms = TERMS[kind.name]
     series = {} if closed else temme_series(mu, small_terms)
     tail = (np.zeros(1), np.zeros(1)) if closed else tail_expansion(base, large_terms)

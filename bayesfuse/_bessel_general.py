@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.special
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 Values = Float[Array, "..."]
 
@@ -219,7 +219,7 @@ def _quadrature(nu: Values, x: Values) -> tuple[Bessel, _Second]:
             g * (d * m * inverse),
         )
 
-    def body(k: int, sums: tuple[Values, ...]) -> tuple[Values, ...]:
+    def body(k: Int[Array, ""], sums: tuple[Values, ...]) -> tuple[Values, ...]:
         for offset in range(_UNROLL):
             terms = node(jnp.asarray(k * _UNROLL + offset, x.dtype))
             sums = tuple(s + t for s, t in zip(sums, terms, strict=True))

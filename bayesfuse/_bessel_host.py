@@ -6,7 +6,6 @@ it runs once per order.
 
 import math
 
-
 import numpy as np
 import scipy.special
 

@@ -43,6 +43,7 @@ class _Parts(NamedTuple):
     scaled_slope: Values  # its derivative in gamma, E[log y] + log rho
 
 
+@jax.jit  # one dispatch outside of any jit; inside, what is not used is dropped
 def _parts(gamma: Values, rho: Values, tau: Values) -> _Parts:
     down = gamma < 0
     order = jnp.where(down, -gamma, gamma)

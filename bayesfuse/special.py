@@ -10,16 +10,14 @@ N. M. Temme, "On the numerical evaluation of the modified Bessel function of the
 19, 1975 (the power series for small arguments).
 """
 
+import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
-from bayesfuse._bessel_fixed import FixedOrder, fixed_order
+from bayesfuse._bessel_fixed import FixedOrder, Real, fixed_order
 from bayesfuse._bessel_general import bessel
 
 __all__ = ["FixedOrder", "fixed_order", "kv_ratio", "log_kve"]
-
-Real = Float[Array, "..."] | Float[np.ndarray, "..."] | np.floating | float | int
 
 
 def _arguments(nu: Real, x: Real) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
@@ -45,10 +43,7 @@ def log_kve(nu: Real, x: Real) -> Float[Array, "..."]:
     x
         Argument, positive; infinity is returned at zero, NaN below.
     """
-    order, argument = _arguments(nu, x)
-    positive = argument > 0
-    value = bessel(jnp.where(order < 0, -order, order), jnp.where(positive, argument, 1.0)).log_kve
-    return jnp.where(positive, value, jnp.where(argument == 0, jnp.inf, jnp.nan))
+    return _log_kve(*_arguments(nu, x))
 
 
 def kv_ratio(nu: Real, x: Real) -> Float[Array, "..."]:
@@ -64,7 +59,19 @@ def kv_ratio(nu: Real, x: Real) -> Float[Array, "..."]:
     x
         Argument, positive; NaN is returned otherwise.
     """
-    order, argument = _arguments(nu, x)
+    return _kv_ratio(*_arguments(nu, x))
+
+
+# Compiled as a whole, so that calls and derivatives outside of any jit are one dispatch as well.
+@jax.jit
+def _log_kve(order: Float[Array, "..."], argument: Float[Array, "..."]) -> Float[Array, "..."]:
+    positive = argument > 0
+    value = bessel(jnp.where(order < 0, -order, order), jnp.where(positive, argument, 1.0)).log_kve
+    return jnp.where(positive, value, jnp.where(argument == 0, jnp.inf, jnp.nan))
+
+
+@jax.jit
+def _kv_ratio(order: Float[Array, "..."], argument: Float[Array, "..."]) -> Float[Array, "..."]:
     valid = (argument > 0) & (order >= 0)
     value = bessel(jnp.where(valid, order, 1.0), jnp.where(valid, argument, 1.0)).ratio
     return jnp.where(valid, value, jnp.nan)

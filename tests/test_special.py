@@ -1,0 +1,246 @@
+"""Bessel functions: against arbitrary precision over the whole box, with derivatives, and their laws."""
+
+import jax
+import jax.numpy as jnp
+import mpmath as mp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from oracles import bessel as oracle
+
+from bayesfuse._elementary import log_normal
+from bayesfuse.special import fixed_order, kv_ratio, log_kve
+
+# The box: decades of the argument, and the accuracy of ratio (relative) and logarithm (absolute).
+BOX = {np.float32: (-35, 38), np.float64: (-300, 300)}
+ACCURACY = {np.float32: 1e-5, np.float64: 1e-12}
+
+
+def x64(dtype):
+    return jax.enable_x64(dtype == np.float64)
+
+
+def arguments(rng, dtype, count):
+    """Half of them anywhere in the box, half where the methods meet and the functions bend."""
+    low, high = BOX[dtype]
+    wide = 10.0 ** rng.uniform(low, high, count // 2)
+    return np.concatenate([wide, 10.0 ** rng.uniform(-9, 4, count - count // 2)]).astype(dtype)
+
+
+def log_tolerance(dtype, reference):
+    return np.maximum(ACCURACY[dtype], 4 * np.spacing(np.abs(reference).astype(dtype)).astype(float))
+
+
+def reference(function, nu, x):
+    return np.array([float(oracle.precise(function, n, a)) for n, a in zip(nu, x, strict=True)])
+
+
+# Any order ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_any_order_over_the_box(dtype, seed):
+    rng = np.random.default_rng(seed)
+    x = arguments(rng, dtype, 150)
+    nu = np.where(rng.random(150) < 0.5, rng.uniform(0, 50, 150), 10.0 ** rng.uniform(-6, 1.69, 150))
+    nu[:7] = nu[-7:] = [0, 0.5, 0.95, 1, 1.95, 2, 50]
+    nu = nu.astype(dtype)
+    with x64(dtype):
+        logs, ratios = np.asarray(log_kve(nu, x)), np.asarray(kv_ratio(nu, x))
+    assert logs.dtype == ratios.dtype == dtype
+    expected = reference(oracle.log_kve, nu, x)
+    assert np.all(np.abs(logs - expected) <= log_tolerance(dtype, expected))
+    np.testing.assert_allclose(ratios, reference(oracle.ratio, nu, x), rtol=ACCURACY[dtype])
+
+
+def derivative_points(seed, count):
+    rng = np.random.default_rng(seed)
+    x = 10.0 ** np.concatenate([rng.uniform(-12, 8, count - 4), [-200, -50, 40, 150]])
+    nu = np.concatenate([10.0 ** rng.uniform(-2, 1.69, count - 5), [0.0, 0.3, 1.4, 0.7, 12.0]])
+    return nu, x
+
+
+@pytest.mark.parametrize(
+    ("function", "exact"), [(log_kve, oracle.log_kve), (kv_ratio, oracle.ratio)], ids=["log_kve", "kv_ratio"]
+)
+def test_first_derivatives(x64, function, exact):
+    nu, x = derivative_points(3, 40)
+    both = jax.jit(jax.vmap(jax.grad(function, argnums=(0, 1))))(jnp.asarray(nu), jnp.asarray(x))
+    for which in (0, 1):
+        expected = reference(oracle.partial(exact, which), nu, x)
+        # Derivatives in nu are sums of terms of order log x <= 500: 1e-12 of that in absolute terms.
+        np.testing.assert_allclose(both[which], expected, rtol=1e-10, atol=1e-12 if which == 0 else 0)
+        direction = tuple(jnp.full(len(x), float(k == which)) for k in (0, 1))
+        forward = jax.jit(lambda *a: jax.jvp(function, a[:2], a[2:])[1])(
+            jnp.asarray(nu), jnp.asarray(x), *direction
+        )
+        np.testing.assert_allclose(forward, both[which], rtol=1e-13)
+
+
+def test_second_derivatives(x64):
+    nu, x = derivative_points(4, 14)
+    x = np.minimum(x, 1e8)
+
+    def second(a, b):
+        inner = jax.grad(log_kve, argnums=a)
+        return jax.jit(jax.vmap(jax.grad(lambda n, y: inner(n, y), argnums=b)))(
+            jnp.asarray(nu), jnp.asarray(x)
+        )
+
+    np.testing.assert_allclose(
+        second(0, 0), reference(oracle.partial(oracle.log_kve, 0, 2), nu, x), rtol=1e-9, atol=1e-10
+    )
+    np.testing.assert_allclose(
+        second(1, 1), reference(oracle.partial(oracle.log_kve, 1, 2), nu, x), rtol=1e-9
+    )
+    # The mixed derivative, -nu/x^2 for large x, is a difference of terms of size 1/x.
+    mixed = reference(oracle.partial(oracle.partial(oracle.log_kve, 1), 0), nu, x)
+    for value in (second(0, 1), second(1, 0)):
+        assert np.all(np.abs(value - mixed) <= 1e-9 * np.abs(mixed) + 1e-14 / x)
+
+
+def test_finite_at_the_corners_of_the_box(dtype):
+    low, high = BOX[dtype]
+    nu, exponent = np.meshgrid([0, 1e-6, 0.05, 0.5, 0.95, 1, 1.95, 7, 50], [low, -10, -1, 0, 1, 10, high])
+    with x64(dtype):
+        nu, x = jnp.asarray(nu.ravel(), dtype), jnp.asarray(10.0 ** exponent.ravel(), dtype)
+        for function in (log_kve, kv_ratio):
+            value = function(nu, x)
+            slopes = jax.jit(jax.vmap(jax.grad(function, argnums=(0, 1))))(nu, x)
+            assert np.all(np.isfinite(value)) and np.all(np.isfinite(slopes))
+    # K falls with x and grows with nu, at a fixed x; where that is lost to rounding the sign is not tested.
+    assert np.all(np.asarray(value) > 0)
+
+
+@given(nu=st.floats(0, 49), exponent=st.floats(-290, 290), near=st.floats(-3, 3), use_near=st.booleans())
+@settings(max_examples=60)
+def test_recurrence_and_symmetry(nu, exponent, near, use_near):
+    """K_(nu+1) = K_(nu-1) + (2 nu/x) K_nu reads 1/R_(nu+1) = R_nu + 2 nu/x; and logarithms fit ratios."""
+    with jax.enable_x64(True):
+        x = 10.0 ** (near if use_near else exponent)
+        upper, lower = 1 / float(kv_ratio(nu + 1, x)), float(kv_ratio(nu, x)) + 2 * nu / x
+        assert upper == pytest.approx(lower, rel=2e-12)
+        logs = float(log_kve(nu + 1, x)), float(log_kve(nu, x))
+        # The difference of two logarithms, each within 4 ulp of itself.
+        assert logs[0] - logs[1] == pytest.approx(
+            np.log(upper), abs=2e-12 + 8 * np.spacing(max(map(abs, logs)))
+        )
+        assert float(log_kve(-nu, x)) == logs[1]
+
+
+def test_jit_vmap_and_broadcasting(dtype):
+    with x64(dtype):
+        nu, x = jnp.asarray([0.2, 3.0, 17.5], dtype), jnp.asarray([1e-3, 0.7, 40.0, 1e6], dtype)
+        table = log_kve(nu[:, None], x)
+        np.testing.assert_allclose(jax.jit(log_kve)(nu[:, None], x), table, rtol=1e-6)
+        mapped = jax.vmap(lambda n: jax.vmap(lambda a: log_kve(n, a))(x))(nu)
+        np.testing.assert_allclose(mapped, table, rtol=1e-6)
+        assert log_kve(0.5, 2).dtype == jnp.result_type(float)  # Python numbers take JAX's default
+
+
+def test_outside_the_domain():
+    assert float(log_kve(1.0, 0.0)) == np.inf
+    assert np.all(
+        np.isnan([log_kve(1.0, -1.0), kv_ratio(1.0, 0.0), kv_ratio(-0.5, 1.0), log_kve(1.0, np.nan)])
+    )
+
+
+# One fixed order ------------------------------------------------------------------------------------------
+
+ORDERS = [0.0, 1e-4, 0.05, 0.2, 0.5, 0.51, 0.97, 1.0, 1.3, 2.5, 4.6, 12.5, 50.0]
+
+
+@pytest.mark.parametrize("nu", ORDERS)
+def test_fixed_order_over_the_box(dtype, nu):
+    rng = np.random.default_rng(5)
+    x = np.concatenate([arguments(rng, dtype, 30), 10.0 ** rng.uniform(-1, 1, 10), [1.0]]).astype(dtype)
+    with x64(dtype):
+        order = fixed_order(nu, dtype)
+        logs, ratios, excesses = (
+            np.asarray(f(jnp.asarray(x))) for f in (order.log_kve, order.ratio, order.scaled_ratio_minus_one)
+        )
+    assert logs.dtype == ratios.dtype == excesses.dtype == dtype
+    nus = np.full(len(x), nu)
+    # Beyond what is asked. In float32 the power z^(2 nu) costs up to 80 half ulp at the smallest arguments.
+    accuracy = {np.float32: 5e-6, np.float64: 2e-13}[dtype]
+    np.testing.assert_allclose(ratios, reference(oracle.ratio, nus, x), rtol=accuracy)
+    expected = reference(oracle.log_kve, nus, x)
+    assert np.all(np.abs(logs - expected) <= log_tolerance(dtype, expected))
+    np.testing.assert_allclose(
+        excesses, reference(oracle.excess, nus, x), rtol=accuracy, atol=16 * np.finfo(dtype).eps
+    )
+
+
+@given(nu=st.one_of(st.floats(0, 3), st.floats(3, 50), st.integers(0, 4).map(lambda k: k / 2)))
+@settings(max_examples=20)
+def test_fixed_order_agrees_with_any_order(nu):
+    with jax.enable_x64(True):
+        x = jnp.logspace(-250, 250, 101).at[:60].set(jnp.logspace(-4, 3, 60))
+        order = fixed_order(nu, np.float64)
+        np.testing.assert_allclose(order.ratio(x), kv_ratio(nu, x), rtol=5e-13)
+        np.testing.assert_allclose(order.log_kve(x), log_kve(nu, x), rtol=1e-14, atol=2e-13)
+
+
+def test_half_integer_orders_are_closed_forms(dtype):
+    with x64(dtype):
+        x = jnp.asarray(np.logspace(-3, 30, 12), dtype)
+        half, three_halves = fixed_order(0.5, dtype), fixed_order(1.5, dtype)
+        np.testing.assert_array_equal(half.ratio(x), 1)
+        np.testing.assert_array_equal(half.scaled_ratio_minus_one(x), 0)
+        np.testing.assert_allclose(three_halves.ratio(x), x / (1 + x), rtol=3 * np.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize("nu", [0.2, 0.8, 3.3, 9.1])
+def test_fixed_order_is_differentiable(x64, nu):
+    order = fixed_order(nu, np.float64)
+    x = jnp.asarray([1e-6, 0.01, 0.3, 0.999, 1.001, 5.0, 300.0])
+    ratio = jax.vmap(jax.grad(order.ratio))(x)
+    np.testing.assert_allclose(ratio, jax.vmap(jax.grad(kv_ratio, 1), (None, 0))(nu, x), rtol=1e-7)
+    logs = jax.vmap(jax.grad(order.log_kve))(x)
+    np.testing.assert_allclose(logs, jax.vmap(jax.grad(log_kve, 1), (None, 0))(nu, x), rtol=1e-9)
+
+
+def test_another_order_of_the_same_kind_is_not_traced_again(dtype):
+    traces = []
+
+    @jax.jit
+    def evaluate(order, x):
+        traces.append(order.steps)
+        return order.ratio(x)
+
+    with x64(dtype):
+        x = jnp.asarray([0.1, 3.0], dtype)
+        values = [evaluate(fixed_order(nu, dtype), x) for nu in (0.2, 0.7, 1.0, 0.03)]
+    assert traces == [0]
+    assert len({float(value[0]) for value in values}) == 4
+    with x64(dtype):
+        for nu in (0.5, 1.2, 1.9, 1.5, 7.25, 7.75):
+            evaluate(fixed_order(nu, dtype), x)
+    assert traces == [0, 0, 1, 1, 7]
+
+
+def test_bad_orders_and_dtypes():
+    for nu in (-0.1, 50.5, np.nan):
+        with pytest.raises(ValueError, match="order"):
+            fixed_order(nu)
+    with pytest.raises(ValueError, match="float16"):
+        fixed_order(0.2, np.float16)
+    with pytest.raises(ValueError, match="float32"), jax.enable_x64(True):
+        fixed_order(0.2, np.float64).ratio(jnp.ones(2, np.float32))
+
+
+def test_logarithm_of_normal_numbers(dtype):
+    rng = np.random.default_rng(6)
+    info = np.finfo(dtype)
+    x = np.concatenate([[info.tiny, 1, info.max], 2.0 ** rng.uniform(info.minexp, info.maxexp, 500)]).astype(
+        dtype
+    )
+    x = np.concatenate([x, rng.uniform(0.5, 2, 500).astype(dtype)])
+    with x64(dtype):
+        value = np.asarray(log_normal(jnp.asarray(x)))
+        slope = jax.grad(log_normal)(jnp.asarray(dtype(3)))
+    exact = np.array([float(mp.log(mp.mpf(float(v)))) for v in x])
+    # Next to 1 the logarithm keeps its relative accuracy: exponent 0, and the series alone.
+    np.testing.assert_allclose(value, exact, rtol=4 * info.eps)
+    assert float(slope) == pytest.approx(1 / 3, rel=float(info.eps))
