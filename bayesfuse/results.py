@@ -23,6 +23,8 @@ from bayesfuse._simplex import softmax
 if TYPE_CHECKING:
     from xarray import DataTree
 
+_CAPTION = "free energies in nats, relative to the best order"
+
 
 class Result(eqx.Module):
     """Sources of a mixture, fused over model orders, with the reasons for the weights. All arrays are NumPy.
@@ -290,13 +292,13 @@ class Result(eqx.Module):
         return [path for path, _ in waveforms]
 
     def summary(self) -> str:
-        """A plain-text table of the orders, their weights and free energies."""
+        """A plain-text table: the orders, their weights and priors, free energies relative to the best in nats."""
         header, rows = self._table()
-        texts = [list(header), *([*cells] for cells in rows)]
-        widths = [max(len(row[column]) for row in texts) for column in range(len(header))]
-        lines = ["  ".join(text.rjust(width) for text, width in zip(row, widths, strict=True)) for row in texts]
+        cells = [list(header), *map(list, rows)]
+        widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
+        lines = ["  ".join(text.rjust(width) for text, width in zip(row, widths, strict=True)) for row in cells]
         rule = "-" * len(lines[0])
-        return "\n".join([" · ".join(self._facts()), rule, lines[0], rule, *lines[1:], rule])
+        return "\n".join([" · ".join(self._facts()), rule, lines[0], rule, *lines[1:], rule, f"({_CAPTION})"])
 
     def _facts(self) -> list[str]:
         channels = self.mixture.shape[0]
@@ -310,8 +312,8 @@ class Result(eqx.Module):
         ]
 
     def _table(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-        averaged = " (mean)" if self.weights.ndim == 2 else ""
-        header = ("order", f"weight{averaged}", "prior", "free energy - best [nat]", "per frame [nat]")
+        weight = "mean weight" if self.weights.ndim == 2 else "weight"
+        header = ("order", weight, "prior", "free energy", "per frame")
         columns = zip(self.order_labels, self.mean_weights, self.prior, self.relative_free_energy, strict=True)
         return header, [
             (label, f"{weight:.4f}", f"{prior:.4f}", f"{energy:z.1f}", f"{energy / self.num_frames:z.3f}")
@@ -331,7 +333,7 @@ class Result(eqx.Module):
         players = [_html.Player("mixture", self.mixture, self.rate)]
         players += [_html.Player(name, x, self.rate) for name, x in zip(self.source_names, self.sources, strict=True)]
         bars = [_html.Row(cells, float(weight)) for cells, weight in zip(rows, self.mean_weights, strict=True)]
-        return _html.card("bayesfuse result", self._facts(), header, bars, players)
+        return _html.card("bayesfuse result", [*self._facts(), _CAPTION], header, bars, players)
 
 
 def _file_names(names: Sequence[str]) -> list[str]:

@@ -451,13 +451,13 @@ def test_texts():
     assert len(repr(result)) < 200
     lines = result.summary().splitlines()
     best = int(np.argmax(result.free_energy))
-    table = [line.split() for line in lines[4:-1]]
+    table = [line.split() for line in lines[4:-2]]
     assert [row[0] for row in table] == ["2", "4", "8", "16"]
     assert [float(row[1]) for row in table] == [0.1, 0.2, 0.3, 0.4]
     assert float(table[best][3]) == 0.0
     for row, energy in zip(table, result.free_energy - result.free_energy.max(), strict=True):
         assert float(row[3]) == pytest.approx(energy, abs=0.05)
-    assert len({len(line) for line in lines[1:]}) == 1
+    assert len({len(line) for line in lines[1:-1]}) == 1
 
 
 # ---------------------------------------------------------------------------------------------------------- WAV files
