@@ -5,8 +5,8 @@ that posterior and prior live in that unit and `Prior.noise` is relative to the 
 energies of the mixture as it came, change of variables included. Multiplying the mixture by a constant changes nothing
 but that unit.
 
-Frames are padded to a few lengths (`nmf.bucket_length`) under an exact mask, so that recordings of similar length share one
-compiled program; numbers never cause a compilation.
+Frames are padded to a few lengths (`nmf.bucket_length`) under an exact mask, so that recordings of similar length
+share one compiled program; numbers never cause a compilation.
 """
 
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ from bayesfuse.vbnmf import (
     combination_scores,
     combine_logs,
     free_energy,
-    multiplicative_step,
+    multiplicative_steps,
     source_scores,
     step,
     tempered,
@@ -74,9 +74,7 @@ def normalise(power: Power) -> tuple[Float[np.ndarray, "freq frame"], float]:
     if power.ndim != 2 or 0 in power.shape:
         raise ValueError(f"power has shape {power.shape}: expected a non-empty [freq, frame] array.")
     if not np.issubdtype(power.dtype, np.floating):
-        raise ValueError(
-            f"power has dtype {power.dtype}: expected |X|^2 as float32 or float64, not X itself."
-        )
+        raise ValueError(f"power has dtype {power.dtype}: expected |X|^2 as float32 or float64, not X itself.")
     if not np.all(np.isfinite(power)) or np.min(power) < 0:
         raise ValueError("power must be finite and non-negative; it has NaN, infinite or negative entries.")
     mean = float(np.mean(power, dtype=np.float64))
@@ -157,11 +155,7 @@ def _component(
         unknown = jnp.full(weights.shape, jnp.nan, power.dtype)
         dictionary = Factor(jnp.asarray(weights), jnp.asarray(weights), unknown, unknown, learned=True)
     else:
-        factor = (
-            candidate
-            if isinstance(candidate, Factor)
-            else Factor(jnp.asarray(candidate), jnp.asarray(candidate))
-        )
+        factor = candidate if isinstance(candidate, Factor) else Factor(jnp.asarray(candidate), jnp.asarray(candidate))
         weights = np.asarray(factor.mean)
         if weights.ndim != 2 or weights.shape[0] != freq or weights.shape[1] < 1:
             raise ValueError(
@@ -209,18 +203,12 @@ def _crop(q: Posterior, frames: int) -> Posterior:
 
 @eqx.filter_jit
 def _multiply(power: Array, q: Posterior, prior: Prior, mask: Array, iterations: Array) -> Posterior:
-    return jax.lax.fori_loop(
-        0, iterations, lambda _, state: multiplicative_step(power, state, prior, mask), q
-    )
+    return multiplicative_steps(power, q, prior, mask, iterations)
 
 
 @eqx.filter_jit
-def _advance(
-    power: Array, q: Posterior, prior: Prior, mask: Array, iterations: Array, sequence: str
-) -> Posterior:
-    return jax.lax.fori_loop(
-        0, iterations, lambda _, state: step(power, state, prior, mask, sequence=sequence), q
-    )
+def _advance(power: Array, q: Posterior, prior: Prior, mask: Array, iterations: Array, sequence: str) -> Posterior:
+    return step(power, q, prior, mask, sequence=sequence, count=iterations)
 
 
 @eqx.filter_jit

@@ -44,7 +44,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from bayesfuse import gig
 from bayesfuse._precision import precision
@@ -86,7 +86,7 @@ class Prior(eqx.Module):
 
     dictionaries: tuple[tuple[GammaPrior, ...], ...]
     activations: tuple[tuple[GammaPrior, ...], ...]
-    order: tuple[Float[Array, " order"], ...]
+    order: tuple[Float[Array, "_"], ...]
     noise: Float[Array, ""]
     beta: Float[Array, ""]
     temper: Temper = eqx.field(static=True)
@@ -134,7 +134,7 @@ class Posterior(eqx.Module):
     """
 
     components: tuple[tuple[Component, ...], ...]
-    log_order: tuple[Float[Array, " choice"], ...]
+    log_order: tuple[Float[Array | np.ndarray, "_"], ...]
     source_variance: Float[Array, "source freq frame"] | None
     variant: Variant = eqx.field(static=True)
 
@@ -210,7 +210,7 @@ def make_prior(
     b: float | Sequence[Sequence[float]] = 0.2,
     noise: float = 1e-6,
     beta: float = 1.0,
-    order: Sequence[Sequence[float] | Float[np.ndarray, " order"]] | None = None,
+    order: Sequence[Sequence[float] | Float[np.ndarray, "_"]] | None = None,
     activation_mean: Sequence[Sequence[float]] | None = None,
     temper: Temper = "kl",
     dtype: np.dtype | type = np.float32,
@@ -311,7 +311,22 @@ def harmonic_variance(component: Component) -> Float[Array, "freq frame"]:
     return component.dictionary.harmonic @ component.activations.harmonic
 
 
-def combine_logs(per_source: Sequence[Float[Array, " order"]]) -> Float[Array, " combination"]:
+class Variances(NamedTuple):
+    """omega_jm and C_jm of every order, ``[source][order]``: what the updates share and hand on to each other."""
+
+    expected: tuple[tuple[Float[Array, "freq frame"], ...], ...]
+    harmonic: tuple[tuple[Float[Array, "freq frame"], ...], ...]
+
+
+def variances(q: Posterior) -> Variances:
+    """The variances of every order under q."""
+    return Variances(
+        tuple(tuple(expected_variance(c) for c in orders) for orders in q.components),
+        tuple(tuple(harmonic_variance(c) for c in orders) for orders in q.components),
+    )
+
+
+def combine_logs(per_source: Sequence[Float[Array | np.ndarray, "_"]]) -> Float[Array, " combination"]:
     """log of the product distribution over combinations of independent per-source vectors."""
     total = per_source[0]
     for vector in per_source[1:]:
@@ -416,18 +431,35 @@ def _multiply_activations(
     return updated
 
 
+def _refreshed(v: Variances, j: int, before: Sequence[Component], after: Sequence[Component]) -> Variances:
+    """`v` with the variances of source j made anew where its components changed."""
+    expected = [v.expected[j][m] if new is old else expected_variance(new) for m, (old, new) in _pairs(before, after)]
+    harmonic = [v.harmonic[j][m] if new is old else harmonic_variance(new) for m, (old, new) in _pairs(before, after)]
+    return Variances(
+        (*v.expected[:j], tuple(expected), *v.expected[j + 1 :]),
+        (*v.harmonic[:j], tuple(harmonic), *v.harmonic[j + 1 :]),
+    )
+
+
+def _pairs(before: Sequence[Component], after: Sequence[Component]) -> list[tuple[int, tuple[Component, Component]]]:
+    return list(enumerate(zip(before, after, strict=True)))
+
+
 def _sweep_marginal(
-    power: Float[Array, "freq frame"], q: Posterior, prior: Prior, mask: Float[Array, " frame"], update: Update
-) -> Posterior:
+    power: Float[Array, "freq frame"],
+    q: Posterior,
+    v: Variances,
+    prior: Prior,
+    mask: Float[Array, " frame"],
+    update: Update,
+) -> tuple[Posterior, Variances]:
     """Apply `update` to one source after the other under the marginal bound, with fresh variances.
 
     The orders of one source never meet in a combination, so that they update independently. A factor that several
     combinations c share sees the average, over q(c) among them, of 1/omega_c and |x|^2/C_c^2; the weights are formed
     in log space, so that they exist when q(c) itself underflows.
     """
-    components = [list(orders) for orders in q.components]
-    omega = [[expected_variance(c) for c in orders] for orders in components]
-    harmonic = [[harmonic_variance(c) for c in orders] for orders in components]
+    components = list(q.components)
     for j, orders in enumerate(components):
         weights = []
         for m in range(len(orders)):
@@ -437,77 +469,107 @@ def _sweep_marginal(
             curve = jnp.zeros_like(power)
             for position, i in enumerate(users):
                 choice = q.combinations[i]
-                slope = slope + shares[position] / _sum_variances(prior.noise, omega, choice)
-                total = _sum_variances(prior.noise, harmonic, choice)
+                slope = slope + shares[position] / _sum_variances(prior.noise, v.expected, choice)
+                total = _sum_variances(prior.noise, v.harmonic, choice)
                 curve = curve + shares[position] * _over_square(power, total)
             weights.append(_Weights(_valid(mask, slope), _valid(mask, curve)))
-        components[j] = update(orders, j, prior, weights)
-        omega[j] = [expected_variance(c) for c in components[j]]
-        harmonic[j] = [harmonic_variance(c) for c in components[j]]
-    return eqx.tree_at(lambda t: t.components, q, tuple(tuple(orders) for orders in components))
+        components[j] = tuple(update(orders, j, prior, weights))
+        v = _refreshed(v, j, orders, components[j])
+    return eqx.tree_at(lambda t: t.components, q, tuple(components)), v
 
 
 def _sweep_explicit(
-    power: Float[Array, "freq frame"], q: Posterior, prior: Prior, mask: Float[Array, " frame"], update: Update
-) -> Posterior:
-    """Apply `update` to every source given q(S), which makes all orders independent: [JVR14] eq. 17."""
-    second = source_power(power, q, prior)
-    components = []
-    for j, orders in enumerate(q.components):
-        weights = [
-            _Weights(
-                _valid(mask, 1.0 / expected_variance(c)), _valid(mask, _over_square(second[j], harmonic_variance(c)))
-            )
-            for c in orders
-        ]
-        components.append(tuple(update(orders, j, prior, weights)))
-    return eqx.tree_at(lambda t: t.components, q, tuple(components))
-
-
-def _sweep(
     power: Float[Array, "freq frame"],
     q: Posterior,
+    v: Variances,
     prior: Prior,
-    mask: Float[Array, " frame"] | None,
+    mask: Float[Array, " frame"],
     update: Update,
-) -> Posterior:
-    run = _sweep_marginal if q.variant == "marginal" else _sweep_explicit
-    return run(power, q, prior, _full(power, mask), update)
+) -> tuple[Posterior, Variances]:
+    """Apply `update` to every source given q(S), which makes all orders independent: [JVR14] eq. 17."""
+    second = source_power(power, q, prior)
+    components = list(q.components)
+    for j, orders in enumerate(components):
+        weights = [
+            _Weights(_valid(mask, 1.0 / omega), _valid(mask, _over_square(second[j], harmonic)))
+            for omega, harmonic in zip(v.expected[j], v.harmonic[j], strict=True)
+        ]
+        components[j] = tuple(update(orders, j, prior, weights))
+        v = _refreshed(v, j, orders, components[j])
+    return eqx.tree_at(lambda t: t.components, q, tuple(components)), v
+
+
+def _update_block(
+    block: str,
+    power: Float[Array, "freq frame"],
+    q: Posterior,
+    v: Variances,
+    prior: Prior,
+    mask: Float[Array, " frame"],
+) -> tuple[Posterior, Variances]:
+    """One block of `step`; the variances that come in belong to q, and so do those that go out."""
+    sweep = _sweep_marginal if q.variant == "marginal" else _sweep_explicit
+    if block == "S":
+        return _update_sources(q, v), v
+    if block == "W":
+        return sweep(power, q, v, prior, mask, _update_dictionaries)
+    if block == "H":
+        return sweep(power, q, v, prior, mask, _update_activations)
+    if block == "K":
+        return _update_orders(power, q, v, prior, mask), v
+    raise ValueError(f"sequence: {block!r} is not one of the blocks S, W, H, K.")
 
 
 def update_dictionaries(
     power: Float[Array, "freq frame"], q: Posterior, prior: Prior, mask: Float[Array, " frame"] | None = None
 ) -> Posterior:
     """Return q with every learned dictionary at its optimum, one after the other."""
-    return _sweep(power, q, prior, mask, _update_dictionaries)
+    return step(power, q, prior, mask, sequence="W")
 
 
 def update_activations(
     power: Float[Array, "freq frame"], q: Posterior, prior: Prior, mask: Float[Array, " frame"] | None = None
 ) -> Posterior:
     """Return q with all activations at their optimum, one order after the other."""
-    return _sweep(power, q, prior, mask, _update_activations)
+    return step(power, q, prior, mask, sequence="H")
 
 
-def multiplicative_step(
+def update_orders(
     power: Float[Array, "freq frame"], q: Posterior, prior: Prior, mask: Float[Array, " frame"] | None = None
 ) -> Posterior:
-    """Return q with all activations moved by one maximum-likelihood update ([JVR16] eqs. 28-30), to start from."""
-    return _sweep_marginal(power, q, prior, _full(power, mask), _multiply_activations)
+    """Return q with q(K) at its tempered optimum: [JVR16] eq. 18 or [JVR14] eq. 18, as `Prior.temper` says."""
+    return step(power, q, prior, mask, sequence="K")
 
 
 def update_sources(q: Posterior, prior: Prior) -> Posterior:
     """Return q with q(S) at its optimum, 1/C_j = sum_m q_jm / C_jm ([JVR14] eqs. 15, 16); no-op when marginal."""
+    return _update_sources(q, variances(q))
+
+
+def multiplicative_steps(
+    power: Float[Array, "freq frame"],
+    q: Posterior,
+    prior: Prior,
+    mask: Float[Array, " frame"],
+    count: Int[Array, ""] | int,
+) -> Posterior:
+    """Return q after maximum-likelihood updates of all activations ([JVR16] eqs. 28-30), to start from."""
+
+    def body(_: Array, state: tuple[Posterior, Variances]) -> tuple[Posterior, Variances]:
+        return _sweep_marginal(power, *state, prior, mask, _multiply_activations)
+
+    return jax.lax.fori_loop(0, count, body, (q, variances(q)))[0]
+
+
+def _update_sources(q: Posterior, v: Variances) -> Posterior:
     if q.variant == "marginal":
         return q
-    variances = []
-    for orders, log_q in zip(q.components, q.log_order, strict=True):
+    combined = []
+    for harmonic, log_q in zip(v.harmonic, q.log_order, strict=True):
         # An order with q = 0 does not count, not even where its variance is 0 as well.
-        precision = sum(
-            jnp.where(p > 0, p / harmonic_variance(c), 0.0) for p, c in zip(jnp.exp(log_q), orders, strict=True)
-        )
-        variances.append(1.0 / precision)
-    return eqx.tree_at(lambda t: t.source_variance, q, jnp.stack(variances))
+        inverse = sum(jnp.where(p > 0, p / c, 0.0) for p, c in zip(jnp.exp(log_q), harmonic, strict=True))
+        combined.append(1.0 / inverse)
+    return eqx.tree_at(lambda t: t.source_variance, q, jnp.stack(combined))
 
 
 def source_power(power: Float[Array, "freq frame"], q: Posterior, prior: Prior) -> Float[Array, "source freq frame"]:
@@ -525,14 +587,13 @@ def sum_except(variance: Float[Array, "source freq frame"], j: int) -> Float[Arr
     return sum(others, jnp.zeros_like(variance[j]))
 
 
-def update_orders(
-    power: Float[Array, "freq frame"], q: Posterior, prior: Prior, mask: Float[Array, " frame"] | None = None
+def _update_orders(
+    power: Float[Array, "freq frame"], q: Posterior, v: Variances, prior: Prior, mask: Float[Array, " frame"]
 ) -> Posterior:
-    """Return q with q(K) at its tempered optimum: [JVR16] eq. 18 or [JVR14] eq. 18, as `Prior.temper` says."""
     if max(len(orders) for orders in q.components) == 1:
         return q
     log_q = []
-    for scores, log_pi in zip(*_scores_and_priors(power, q, prior, _full(power, mask)), strict=True):
+    for scores, log_pi in zip(*_scores_and_priors(power, q, v, prior, mask), strict=True):
         # Only differences between choices matter: taking them frame by frame keeps them exact in float32, where
         # totals of 1e6 nats are not.
         relative = (scores.frames - scores.frames.mean(0)).sum(-1) + scores.dictionary - scores.dictionary.mean()
@@ -548,8 +609,9 @@ def step(
     mask: Float[Array, " frame"] | None = None,
     *,
     sequence: str = "SWHK",
+    count: Int[Array, ""] | int = 1,
 ) -> Posterior:
-    """Return q after one sweep of coordinate ascent; the objective of `tempered` never falls.
+    """Return q after one or several sweeps of coordinate ascent; the objective of `tempered` never falls.
 
     Parameters
     ----------
@@ -559,20 +621,20 @@ def step(
         1 for frames that count and 0 for padding; all ones by default.
     sequence
         Blocks in the order they are updated: S the sources, W dictionaries, H activations, K model orders.
+    count
+        Number of sweeps.
     """
-    mask = _full(power, mask)
-    for block in sequence:
-        if block == "S":
-            q = update_sources(q, prior)
-        elif block == "W":
-            q = update_dictionaries(power, q, prior, mask)
-        elif block == "H":
-            q = update_activations(power, q, prior, mask)
-        elif block == "K":
-            q = update_orders(power, q, prior, mask)
-        else:
-            raise ValueError(f"sequence={sequence!r}: {block!r} is not one of the blocks S, W, H, K.")
-    return q
+    full = _full(power, mask)
+
+    def body(_: Array | int, state: tuple[Posterior, Variances]) -> tuple[Posterior, Variances]:
+        for block in sequence:
+            state = _update_block(block, power, *state, prior, full)
+        return state
+
+    start = (q, variances(q))
+    if isinstance(count, int) and count == 1:
+        return body(0, start)[0]
+    return jax.lax.fori_loop(0, count, body, start)[0]
 
 
 # Free energy -------------------------------------------------------------------------------------------------------
@@ -584,11 +646,6 @@ def _full(power: Float[Array, "freq frame"], mask: Float[Array, " frame"] | None
 
 def _valid(mask: Float[Array, " frame"], values: Float[Array, "*batch frame"]) -> Float[Array, "*batch frame"]:
     """`values` where the mask is 1, else 0: padded frames, whose activations die at once, may hold log 0."""
-    return jnp.where(mask > 0, values, 0.0)
-
-
-def _keep(mask: Float[Array, " frame"], values: Float[Array, " frame"]) -> Float[Array, " frame"]:
-    """Values of the frames that count; a padded frame may be at minus infinity, which zero times would not undo."""
     return jnp.where(mask > 0, values, 0.0)
 
 
@@ -635,14 +692,17 @@ def combination_scores(
 
     sum_f { -log pi - log omega_c - |x|^2 / C_c } plus the Gamma terms of the chosen orders.
     """
-    mask = _full(power, mask)
-    omega = [[expected_variance(c) for c in orders] for orders in q.components]
-    harmonic = [[harmonic_variance(c) for c in orders] for orders in q.components]
+    return _combination_scores(power, q, variances(q), prior, _full(power, mask))
+
+
+def _combination_scores(
+    power: Float[Array, "freq frame"], q: Posterior, v: Variances, prior: Prior, mask: Float[Array, " frame"]
+) -> Scores:
     dictionary, activations = _factor_terms(q, prior)
     frames, constants = [], []
     for choice in q.combinations:
-        total = _sum_variances(prior.noise, omega, choice)
-        filtered = _sum_variances(prior.noise, harmonic, choice)
+        total = _sum_variances(prior.noise, v.expected, choice)
+        filtered = _sum_variances(prior.noise, v.harmonic, choice)
         data = -(jnp.log(total) + _over(power, filtered)).sum(0) - power.shape[0] * _LOG_PI
         frames.append(_valid(mask, data + sum(activations[j][m] for j, m in enumerate(choice))))
         constants.append(sum(dictionary[j][m] for j, m in enumerate(choice)))
@@ -653,25 +713,30 @@ def source_scores(
     power: Float[Array, "freq frame"], q: Posterior, prior: Prior, mask: Float[Array, " frame"] | None = None
 ) -> tuple[Scores, ...]:
     """Explicit variant: log q~(K_j = m) of every source without log pi, [JVR14] eq. 12, per order and frame."""
-    mask = _full(power, mask)
+    return _source_scores(power, q, variances(q), prior, _full(power, mask))
+
+
+def _source_scores(
+    power: Float[Array, "freq frame"], q: Posterior, v: Variances, prior: Prior, mask: Float[Array, " frame"]
+) -> tuple[Scores, ...]:
     second = source_power(power, q, prior)
     dictionary, activations = _factor_terms(q, prior)
     scores = []
-    for j, orders in enumerate(q.components):
+    for j in range(len(q.components)):
         frames = []
-        for m, c in enumerate(orders):
-            bins = jnp.log(expected_variance(c)) + _over(second[j], harmonic_variance(c))
+        for m, (omega, harmonic) in enumerate(zip(v.expected[j], v.harmonic[j], strict=True)):
+            bins = jnp.log(omega) + _over(second[j], harmonic)
             frames.append(_valid(mask, activations[j][m] - bins.sum(0) - power.shape[0] * _LOG_PI))
         scores.append(Scores(jnp.stack(frames), jnp.stack(dictionary[j])))
     return tuple(scores)
 
 
 def _scores_and_priors(
-    power: Float[Array, "freq frame"], q: Posterior, prior: Prior, mask: Float[Array, " frame"]
-) -> tuple[tuple[Scores, ...], tuple[Float[Array, " choice"], ...]]:
+    power: Float[Array, "freq frame"], q: Posterior, v: Variances, prior: Prior, mask: Float[Array, " frame"]
+) -> tuple[tuple[Scores, ...], tuple[Float[Array | np.ndarray, "_"], ...]]:
     if q.variant == "marginal":
-        return (combination_scores(power, q, prior, mask),), (combine_logs(prior.order),)
-    return source_scores(power, q, prior, mask), prior.order
+        return (_combination_scores(power, q, v, prior, mask),), (combine_logs(prior.order),)
+    return _source_scores(power, q, v, prior, mask), prior.order
 
 
 def _mixing_frames(
@@ -696,7 +761,7 @@ def free_energy(
     every learned factor was updated at least once.
     """
     mask = _full(power, mask)
-    scores, priors = _scores_and_priors(power, q, prior, mask)
+    scores, priors = _scores_and_priors(power, q, variances(q), prior, mask)
     frames = (
         _mixing_frames(power, q, prior, mask) if q.variant == "explicit" else jnp.zeros(power.shape[1], power.dtype)
     )
