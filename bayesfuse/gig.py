@@ -208,13 +208,14 @@ def _sample(key: Array, gamma: Values, rho: Values, tau: Values) -> Values:
     root = largest * jnp.sqrt((order / largest) ** 2 + (omega / largest) ** 2)
     alpha = omega * (omega / jnp.maximum(root + order, tiny))  # root - order
 
-    # log density of v = log y - log(saddle point), up to a constant, and its slope
+    # log density of v = log y - log(saddle point), up to a constant, and its slope; alpha may be
+    # zero where cosh overflows.
     def phi(v: Values) -> Values:
-        m = jnp.expm1(v)
-        return -alpha * (2 * jnp.sinh(0.5 * v) ** 2) - order * (m - v)
+        cosh = jnp.where(alpha > 0, alpha * (2 * jnp.sinh(0.5 * v) ** 2), 0.0)
+        return -cosh - order * (jnp.expm1(v) - v)
 
     def slope(v: Values) -> Values:
-        return -alpha * jnp.sinh(v) - order * jnp.expm1(v)
+        return -jnp.where(alpha > 0, alpha * jnp.sinh(v), 0.0) - order * jnp.expm1(v)
 
     # The hat: uniform on [-left, right], exponential tails tangent to phi at the points -s and t.
     one = jnp.ones_like(alpha)
@@ -278,9 +279,13 @@ def moments(
     """
     h, log_h, gamma_limit = _half_argument(order, rho, tau)
     state, _ = order._climb(h, log_h)
+    # Both results follow from one array, R or h / R, whichever can neither underflow nor overflow. The barrier has it
+    # computed once: the compiler would repeat the whole chain for each of two outputs.
+    up = order.nu_minus_one > 0
+    lead = jax.lax.optimization_barrier(jnp.where(up, state.below, state.ratio))
     # In the limit T = 0, and h/R = gamma - 1 + T(gamma - 1) is left with gamma - 1.
-    half = jnp.where(gamma_limit, 0.0, state.half)
-    below = jnp.where(gamma_limit, jnp.maximum(order.nu_minus_one, 0.0), state.below)
+    half = jnp.where(gamma_limit, 0.0, h * jnp.where(up, h / lead, lead))
+    below = jnp.where(gamma_limit, jnp.maximum(order.nu_minus_one, 0.0), jnp.where(up, lead, h / lead))
     return (order.nu + half) / rho, below / rho
 
 
