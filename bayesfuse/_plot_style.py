@@ -49,7 +49,7 @@ def settled(records: int) -> int:
 
 
 def number(value: float) -> str:
-    return "∞" if value == np.inf else f"{value:.3g}" if 1e-3 <= value < 1e4 or value == 0 else f"{value:.1e}"
+    return "∞" if value == np.inf else f"{value:.3g}"
 
 
 def plain(text: str) -> str:
@@ -64,10 +64,10 @@ def colours(count: int) -> Any:
     return colormaps[_LINES](np.linspace(0.0, 0.88, count))
 
 
-def legend(ax: "Axes", title: str) -> None:
-    """A legend beside the axes, of at most about fifteen of the lines, the last one included."""
+def legend(ax: "Axes", title: str, most: int = 12) -> None:
+    """A legend beside the axes, of some of the lines if there are more than `most`, the last one included."""
     lines = ax.get_lines()
-    step = -(-len(lines) // 15)
+    step = max(1, -(-len(lines) // most))
     ax.legend(
         handles=lines[::-step][::-1], title=title, loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=8,
         title_fontsize=9, frameon=False,
@@ -100,4 +100,7 @@ def _figure_class() -> "type[Figure]":
 
 
 def new_figure(width: float, height: float) -> "Figure":
-    return _figure_class()(figsize=(width, height), layout="constrained")
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    # Padding in inches: tick labels of axes that are stacked keep clear of each other.
+    return _figure_class()(figsize=(width, height), layout=ConstrainedLayoutEngine(h_pad=0.09))

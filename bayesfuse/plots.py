@@ -48,7 +48,8 @@ _ACCENT = "#0072B2"
 _STRONG = "#D55E00"
 _GREY = "#8a8a8a"
 _MAX_COLUMNS = 1500  # more than a page at 150 dpi shows
-_MAX_TICKS = 24
+_MAX_TICKS = 16
+_MAX_ROWS = 12
 _MAX_PANELS = 6
 
 
@@ -103,9 +104,7 @@ def spectrograms(
         axes = list(grid.flat[: len(panels)])
     _check_axes(axes, len(panels), "spectrograms")
     images = _draw_spectrograms(result, axes, panels, dynamic_range)
-    axes[0].figure.colorbar(
-        images[-1], ax=list(axes), label="power relative to the mixture's peak [dB]", aspect=30, pad=0.015
-    )
+    axes[0].figure.colorbar(images[-1], ax=list(axes), label="power [dB re mixture's peak]", aspect=30, pad=0.015)
     return axes[0].figure
 
 
@@ -124,13 +123,13 @@ def objective_traces(result: Result, *, ax: "Axes | None" = None) -> "Figure | S
     gaps[~np.isfinite(gaps)] = np.nan
     shown = gaps[:, settled(len(result.trace_iterations)) :]
     if np.isfinite(shown).any():
-        low, lowest = np.nanmin(shown).item(), np.nanmin(gaps).item()
+        low, lowest = float(np.nanmin(shown)), float(np.nanmin(gaps))
         low = lowest if lowest > 3.0 * low else low
         ax.set_ylim(1.06 * low if low < 0 else -1.0, max(-0.06 * low, 0.5))
     ax.set_xlabel("iteration")
     ax.set_ylabel("objective − best [nat]")
     ax.set_title(f"Objective of each fit (best: {best:,.0f} nat)", fontsize=10)
-    legend(ax, "fit")
+    legend(ax, "fit", most=8)
     soften(ax)
     return ax.figure
 
@@ -213,7 +212,7 @@ def weights_over_time(
     upper.fill_between(times, low, high, color=_ACCENT, linewidth=0.4)
     upper.set_ylabel("amplitude")
     upper.set_title("Mixture, and the weight of each order over time", fontsize=10)
-    limit = 1.05 * max(float(np.max(np.abs(low))), float(np.max(np.abs(high))), np.finfo(np.float32).tiny)
+    limit = 1.05 * max(float(np.max(np.abs(low))), float(np.max(np.abs(high))), float(np.finfo(np.float32).tiny))
     upper.set_ylim(-limit, limit)
     soften(upper)
 
@@ -230,7 +229,7 @@ def weights_over_time(
         vmax=weights.max(),
         extent=(*time_extent(result.frame_times, step, result.duration), -0.5, len(weights) - 0.5),
     )
-    if weights.ndim == 1 and len(weights) <= _MAX_TICKS:
+    if weights.ndim == 1 and len(weights) <= _MAX_ROWS:
         for place, weight in enumerate(weights):
             lower.text(
                 0.5, place, f"{weight:.3f}", ha="center", va="center", fontsize=8,
@@ -278,7 +277,7 @@ def report(result: Result, *, sources: Sequence[str] | None = None) -> "Figure":
         grid[0, 0].tick_params(labelbottom=True)
         grid[1, 1].set_ylabel("frequency [kHz]")
         grid[1, 1].tick_params(labelleft=True)
-    top.colorbar(images[0], ax=list(grid.flat), label="power relative to the mixture's peak [dB]", aspect=35, pad=0.01)
+    top.colorbar(images[0], ax=list(grid.flat), label="power [dB re mixture's peak]", aspect=35, pad=0.01)
 
     left, right = bottom.subfigures(1, 2, squeeze=False, width_ratios=(1.15, 1.0), wspace=0.02).flat
     upper, lower = left.subfigures(2, 1, squeeze=False, height_ratios=(1.35, 1.0), hspace=0.03).flat
@@ -395,7 +394,7 @@ def _order_axis(result: Result) -> str:
 
 def _order_ticks(axis: Any, result: Result) -> None:
     labels = [plain(label) for label in result.order_labels]
-    step = -(-len(labels) // _MAX_TICKS)
+    step = -(-len(labels) // (_MAX_TICKS if axis.axis_name == "x" else _MAX_ROWS))
     slanted = axis.axis_name == "x" and max(map(len, labels)) > 5
     style = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"} if slanted else {}
     axis.set_ticks(np.arange(0, len(labels), step), labels[::step], fontsize=8, **style)
@@ -406,8 +405,8 @@ def _text_panel(ax: "Axes", lines: Sequence[str]) -> None:
     # The axes stay, shared with others; what would show of them goes.
     ax.axis("off")
     text = ax.text(0.0, 1.0, plain("\n".join(shown)), family="monospace", va="top", color=_INK, transform=ax.transAxes)
-    # As wide as a panel of four inches at most; a character is six tenths of the size wide.
-    text.set_fontsize(min(9.0, 4.0 * 72.0 / (0.6 * max(map(len, shown)))))
+    # As wide as its panel of some four inches; a character is six tenths of the size wide.
+    text.set_fontsize(min(9.0, 3.7 * 72.0 / (0.602 * max(map(len, shown)))))
     text.set_in_layout(False)
 
 
