@@ -264,11 +264,7 @@ def train_dictionary(
     power = np.empty((0, 0), dtype)
     if missing:
         power = _training_power(signals, transform, seed, max_frames, dtype)
-        if max(missing) > power.shape[1]:
-            raise ValueError(
-                f"order {max(missing)} exceeds the {power.shape[1]} frames that sound in {len(signals)} "
-                "channels of recordings: lower it, or give more material or a larger max_frames"
-            )
+        _check_enough(max(missing), power, signals)
     from tqdm.auto import tqdm
 
     result = []
@@ -281,6 +277,32 @@ def train_dictionary(
                 known.save(file)
         result.append(known)
     return result[0] if isinstance(order, int) else result
+
+
+def training_power(
+    recordings: Sequence[Float[np.ndarray, "..."]],
+    order: int,
+    *,
+    transform: Transform = _STFT,
+    seed: int = 0,
+    max_frames: int | None = 8192,
+) -> Float[np.ndarray, "freq frame"]:
+    """Power of the frames that a dictionary of `order` components is trained on, divided by its mean.
+
+    Parameters, choice of frames and errors are those of `train_dictionary`.
+    """
+    signals, dtype = _checked_recordings(recordings)
+    power = _training_power(signals, transform, seed, max_frames, dtype)
+    _check_enough(order, power, signals)
+    return power
+
+
+def _check_enough(order: int, power: np.ndarray, signals: list[np.ndarray]) -> None:
+    if order > power.shape[1]:
+        raise ValueError(
+            f"order {order} exceeds the {power.shape[1]} frames that sound in {len(signals)} "
+            "channels of recordings: lower it, or give more material or a larger max_frames"
+        )
 
 
 def _train(power: np.ndarray, order: int, seed: int, num_iters: int, progress: bool) -> np.ndarray:
