@@ -29,7 +29,7 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]], *, title: str = 
     widths = [max(len(line[i]) for line in [list(header), *body]) for i in range(len(header))]
 
     def line(cells: Sequence[str]) -> str:
-        padded = [cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(cells, widths))]
+        padded = [cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(cells, widths, strict=True))]
         return "  ".join(padded).rstrip()
 
     lines = [line(header), "-" * (sum(widths) + 2 * (len(widths) - 1)), *map(line, body)]
@@ -55,36 +55,56 @@ class Estimate(NamedTuple):
         return f"{self.mean:.2f} ±{self.half:.2f}"
 
 
-def clustered_mean(values: Sequence[float], groups: Sequence[Any], *, level: float = 0.95) -> Estimate:
-    """Mean of values that come in groups, with an interval that does not take a group's members as independent.
+def clustered_mean(
+    values: Sequence[float],
+    *groupings: Sequence[Any],
+    strata: Sequence[Any] | None = None,
+    level: float = 0.95,
+) -> Estimate:
+    """Mean of values that share recordings, with an interval that does not take such values as independent.
 
     Parameters
     ----------
     values
         One number per item.
-    groups
-        Label of the group of each item; items of different groups are taken as independent.
+    groupings
+        One or two label sequences; items with equal labels in either (the same speech, the same noise) may be
+        correlated.
+    strata
+        Labels of a designed factor with fixed levels, such as the SNR, which is not a source of uncertainty: deviations
+        are taken from the mean of the stratum.
 
     Returns
     -------
-    The mean over items, and the half-width t S / sqrt(G (G - 1)) n_G^-1 of the linearised cluster estimator: with
-    r_g = sum over the group's items of (value - mean), the variance of the mean is G / (G - 1) sum_g r_g^2 / n^2, and
-    t is Student's with G - 1 degrees of freedom. With groups of one item this is the usual t interval. NaN for fewer
-    than two groups.
+    The mean over all items and the half-width of its interval. With r_g the sum of the deviations in group g, a
+    grouping has the variance G / (G - 1) sum_g r_g^2 / n^2; for two groupings the variance is that of the first plus
+    that of the second minus that of their intersection (Cameron, Gelbach, Miller 2011), but not less than the larger
+    of the two; the quantile is Student's with one degree of freedom less than the smaller number of groups. For
+    one grouping into single items this is the usual t interval. NaN for fewer than two groups.
     """
     from scipy.stats import t as student
 
     x = np.asarray(values, np.float64)
-    if x.size == 0 or len(groups) != x.size:
-        raise ValueError(f"{x.size} values and {len(groups)} groups: expected equally many, at least one")
-    _, member = np.unique(np.asarray(list(map(str, groups))), return_inverse=True)
-    mean = x.mean()
-    sums = np.bincount(member, x - mean)
-    count = sums.size
+    if x.size == 0 or not 1 <= len(groupings) <= 2 or any(len(g) != x.size for g in groupings):
+        raise ValueError(f"{x.size} values, {[len(g) for g in groupings]} labels: expected one or two labels per value")
+    _, stratum = np.unique([str(s) for s in strata] if strata is not None else ["all"] * x.size, return_inverse=True)
+    deviation = x - (np.bincount(stratum, x) / np.bincount(stratum))[stratum]
+
+    def variance(labels: list[str]) -> tuple[float, int]:
+        _, member = np.unique(labels, return_inverse=True)
+        sums = np.bincount(member, deviation)
+        count = sums.size
+        return (math.nan if count < 2 else float(count / (count - 1) * np.sum(sums**2) / x.size**2)), count
+
+    parts = [variance([str(label) for label in grouping]) for grouping in groupings]
+    total = parts[0][0]
+    if len(groupings) == 2:
+        both, _ = variance([f"{a}\0{b}" for a, b in zip(*groupings, strict=True)])
+        total = max(parts[0][0] + parts[1][0] - both, parts[0][0], parts[1][0])
+    count = min(count for _, count in parts)
     if count < 2:
-        return Estimate(float(mean), math.nan)
-    variance = count / (count - 1) * np.sum(sums**2) / x.size**2
-    return Estimate(float(mean), float(student.ppf(0.5 + level / 2, count - 1) * math.sqrt(variance)))
+        return Estimate(float(x.mean()), math.nan)
+    return Estimate(float(x.mean()), float(student.ppf(0.5 + level / 2, count - 1) * math.sqrt(total)))
 
 
 # Timing ------------------------------------------------------------------------------------------------------------

@@ -150,9 +150,7 @@ def ml_vs_sklearn(size: Size, repeats: int) -> list[Row]:
         H = rng.gamma(2.0, 0.5 / order, (order, size.frames)).astype(np.float32)
 
         def plain(order: int = order, W: np.ndarray = W, H: np.ndarray = H) -> tuple[np.ndarray, np.ndarray]:
-            model = NMF(
-                order, init="custom", solver="mu", beta_loss="itakura-saito", tol=0.0, max_iter=size.iters
-            )
+            model = NMF(order, init="custom", solver="mu", beta_loss="itakura-saito", tol=0.0, max_iter=size.iters)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", ConvergenceWarning)
                 left = model.fit_transform(target, W=np.ascontiguousarray(H.T), H=np.ascontiguousarray(W.T))
