@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 from jaxtyping import Array, Float
 from numpyro.distributions import constraints
-from numpyro.distributions.util import is_prng_key, promote_shapes, validate_sample
+from numpyro.distributions.util import promote_shapes, validate_sample
 
 from bayesfuse.gig import Gig
 
@@ -60,7 +60,6 @@ class GeneralizedInverseGaussian(dist.Distribution):
 
     def sample(self, key: Any, sample_shape: tuple[int, ...] = ()) -> Float[Array, "..."]:
         """Return independent draws of shape `sample_shape + batch_shape`."""
-        assert is_prng_key(key)
         full = tuple(sample_shape) + tuple(self.batch_shape)
         parameters = (self.concentration, self.rate, self.inverse_rate)
         return Gig(*(jnp.broadcast_to(value, full) for value in parameters)).sample(key)
