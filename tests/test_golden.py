@@ -6,6 +6,7 @@ shapes < 1/2) shrink doubly exponentially and are compared absolutely, which the
 """
 
 from pathlib import Path
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
@@ -17,7 +18,9 @@ from bayesfuse import wiener
 from bayesfuse.vbnmf import (
     Component,
     Factor,
+    FreeEnergy,
     Posterior,
+    Scores,
     combination_scores,
     combine_logs,
     expected_variance,
@@ -108,38 +111,64 @@ def bound(actual, expected, tolerance, what):
     )
 
 
+class Evaluation(NamedTuple):
+    """Everything that the files have numbers for; one compiled program."""
+
+    energy: FreeEnergy
+    extra: jax.Array
+    scores: tuple[Scores, ...]
+    omega: list
+    harmonic: list
+    final: Posterior
+    final_energy: FreeEnergy
+
+
+def evaluation(power, q, prior):
+    energy = free_energy(power, q, prior)
+    explicit = q.variant == "explicit"
+    scores = source_scores(power, q, prior) if explicit else (combination_scores(power, q, prior),)
+    final = update_sources(q, prior)
+    return Evaluation(
+        energy,
+        tempered(energy, q, prior),
+        scores,
+        [[expected_variance(c) for c in orders] for orders in q.components],
+        [[harmonic_variance(c) for c in orders] for orders in q.components],
+        final,
+        free_energy(power, final, prior) if explicit else energy,
+    )
+
+
 def run(case, dtype, variant, check):
-    """Fifty iterations, calling `check(iteration, power, q, prior, energy)` where the file has numbers."""
+    """Fifty iterations, calling `check(iteration, q, prior, evaluation)` where the file has numbers."""
     power, q, prior = build(case, dtype, variant)
     sequence = "WHK" if variant == "marginal" else "SWHK"
     advance = eqx.filter_jit(lambda q: step(power, q, prior, sequence=sequence))
-    evaluate = eqx.filter_jit(
-        lambda q: (free_energy(power, q, prior), tempered(free_energy(power, q, prior), q, prior))
-    )
+    evaluate = eqx.filter_jit(lambda q: evaluation(power, q, prior))
     objectives = []
     for t in range(1, 51):
         q = advance(q)
-        energy, extra = evaluate(q)
-        objectives.append(energy.total + float(extra))
+        result = evaluate(q)
+        energy = result.energy
+        objectives.append(energy.total + float(result.extra))
         if "trace_elbo" in case:
             bound(energy.total, case["trace_elbo"][t - 1], BOUNDS[dtype], f"bound at iteration {t}")
-            bound(
-                objectives[-1], case["trace_objective"][t - 1], BOUNDS[dtype], f"objective at iteration {t}"
-            )
+            bound(objectives[-1], case["trace_objective"][t - 1], BOUNDS[dtype], f"objective at iteration {t}")
         if f"it{t}_elbo" in case:
-            check(t, power, q, prior, energy)
+            check(t, q, prior, result)
     # A float32 total carries about one unit in the last place of the largest of its per-frame terms.
     slack = 20 * np.finfo(dtype).eps * np.max(np.abs(objectives))
     assert np.all(np.diff(objectives) >= -slack)
 
 
-def check_factors(case, t, q, tolerance):
+def check_factors(case, t, q, result, tolerance):
     for j, orders in enumerate(q.components):
         for m, c in enumerate(orders):
             pairs = {
-                "Ew": c.dictionary.mean, "gw": c.dictionary.harmonic, "rhoW": c.dictionary.rho, "tauW": c.dictionary.tau,
+                "Ew": c.dictionary.mean, "gw": c.dictionary.harmonic, "rhoW": c.dictionary.rho,
+                "tauW": c.dictionary.tau,
                 "Eh": c.activations.mean, "gh": c.activations.harmonic, "rhoH": c.activations.rho,
-                "tauH": c.activations.tau, "omega": expected_variance(c), "C": harmonic_variance(c),
+                "tauH": c.activations.tau, "omega": result.omega[j][m], "C": result.harmonic[j][m],
             }  # fmt: skip
             for key, value in pairs.items():
                 name = f"it{t}_j{j}m{m}_{key}"
@@ -159,42 +188,36 @@ def test_explicit(name, dtype):
     case = load(name)
     tolerance = ARRAYS[dtype]
 
-    def check(t, power, q, prior, energy):
+    def check(t, q, prior, result):
+        energy = result.energy
         bound(energy.total, case[f"it{t}_elbo"], BOUNDS[dtype], f"elbo at {t}")
-        check_factors(case, t, q, tolerance)
+        check_factors(case, t, q, result, tolerance)
         check_frames(case, t, energy, tolerance)
         if f"it{t}_Wsum" in case:
-            assert float(energy.dictionary) == pytest.approx(
-                float(case[f"it{t}_Wsum"]), rel=tolerance, abs=tolerance
-            )
+            assert float(energy.dictionary) == pytest.approx(float(case[f"it{t}_Wsum"]), rel=tolerance, abs=tolerance)
         if f"it{t}_Kterm" in case:
-            assert float(energy.order) == pytest.approx(
-                float(case[f"it{t}_Kterm"]), rel=tolerance, abs=tolerance
-            )
-        total = prior.noise + q.source_variance.sum(0)
-        close(q.source_variance / total * case["in_X"], case[f"it{t}_mu"], tolerance, "mu")
+            assert float(energy.order) == pytest.approx(float(case[f"it{t}_Kterm"]), rel=tolerance, abs=tolerance)
+        held = np.asarray(q.source_variance)
+        total = np.asarray(prior.noise) + held.sum(0)
+        close(held / total * case["in_X"], case[f"it{t}_mu"], tolerance, "mu")
         if f"it{t}_Sigma" in case:
-            variance = np.moveaxis(np.asarray(q.source_variance), 0, -1)
-            outer = variance[..., :, None] * variance[..., None, :] / np.asarray(total)[..., None, None]
+            variance = np.moveaxis(held, 0, -1)
+            outer = variance[..., :, None] * variance[..., None, :] / total[..., None, None]
             covariance = np.eye(variance.shape[-1]) * variance[..., None] - outer
             # This test's own subtraction loses digits where one source dominates: relative to the largest entry.
             close(covariance, case[f"it{t}_Sigma"], tolerance, "Sigma")
-        for j, scores in enumerate(source_scores(power, q, prior)):
-            close(jnp.exp(q.log_order[j]), case[f"it{t}_q_j{j}"], tolerance, f"q_j{j}")
-            close(
-                scores.frames.sum(-1) + scores.dictionary, case[f"it{t}_score_j{j}"], tolerance, f"score_j{j}"
-            )
+        for j, scores in enumerate(result.scores):
+            close(np.exp(q.log_order[j]), case[f"it{t}_q_j{j}"], tolerance, f"q_j{j}")
+            close(scores.frames.sum(-1) + scores.dictionary, case[f"it{t}_score_j{j}"], tolerance, f"score_j{j}")
             if f"it{t}_frame_score_j{j}" in case:
                 close(scores.frames, case[f"it{t}_frame_score_j{j}"], tolerance, f"frame_score_j{j}")
                 close(scores.dictionary, case[f"it{t}_Wterm_j{j}"], tolerance, f"Wterm_j{j}")
         if f"it{t}_final_elbo" in case:
-            final = update_sources(q, prior)
-            variances = final.source_variance
-            gain = wiener.gains(variances, prior.noise)
-            close(gain * case["in_X"], case[f"it{t}_final_mu"], tolerance, "final_mu")
-            uncertainty = wiener.posterior_variance(variances, prior.noise)
+            variances, noise = np.asarray(result.final.source_variance), np.asarray(prior.noise)
+            close(wiener.gains(variances, noise) * case["in_X"], case[f"it{t}_final_mu"], tolerance, "final_mu")
+            uncertainty = wiener.posterior_variance(variances, noise)
             close(uncertainty, case[f"it{t}_final_Sigma_diag"], tolerance, "final_Sigma_diag")
-            energy = free_energy(power, final, prior)
+            energy = result.final_energy
             bound(energy.total, case[f"it{t}_final_elbo"], BOUNDS[dtype], "final_elbo")
             close(energy.per_frame("none"), case[f"it{t}_final_frame_none"], tolerance, "final_frame_none")
 
@@ -208,23 +231,24 @@ def test_marginal(name, dtype):
     case = load(name)
     tolerance = ARRAYS[dtype]
 
-    def check(t, power, q, prior, energy):
+    def check(t, q, prior, result):
+        energy = result.energy
         np.testing.assert_array_equal(q.combinations, case["in_combinations"])
         bound(energy.total, case[f"it{t}_elbo"], BOUNDS[dtype], f"elbo at {t}")
-        check_factors(case, t, q, tolerance)
+        check_factors(case, t, q, result, tolerance)
         check_frames(case, t, energy, tolerance)
-        weights = q.combination_probabilities()
+        weights = np.exp(q.log_order[0])
         close(weights, case[f"it{t}_q"], tolerance, "q")
-        scores = combination_scores(power, q, prior)
-        close(scores.frames.sum(-1) + scores.dictionary, case[f"it{t}_score"], tolerance, "score")
+        scores = result.scores[0]
+        close(np.sum(scores.frames, -1) + scores.dictionary, case[f"it{t}_score"], tolerance, "score")
         estimates = []
         for choice in q.combinations:
-            variances = jnp.stack([harmonic_variance(q.components[j][m]) for j, m in enumerate(choice)])
-            estimates.append(wiener.gains(variances, prior.noise) * case["in_X"])
+            variances = np.stack([result.harmonic[j][m] for j, m in enumerate(choice)])
+            estimates.append(wiener.gains(variances, np.asarray(prior.noise)) * case["in_X"])
         fused = sum(w * e for w, e in zip(weights, estimates, strict=True))
         close(fused, case[f"it{t}_sources"], tolerance, "sources")
         if f"it{t}_sources_by_combination" in case:
-            close(jnp.stack(estimates), case[f"it{t}_sources_by_combination"], tolerance, "by combination")
+            close(np.stack(estimates), case[f"it{t}_sources_by_combination"], tolerance, "by combination")
 
     with jax.enable_x64(dtype is np.float64):
         run(case, dtype, "marginal", check)

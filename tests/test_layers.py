@@ -14,12 +14,12 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("_*",),
     ("special", "transforms", "audio", "wiener", "nmf", "dictionary", "metrics", "fusion"),
     ("gig", "distributions", "neural"),
-    ("vbnmf*", "inference", "estimates", "model", "evidence"),
+    ("vbnmf*", "inference", "estimates", "vb_dictionary", "model", "evidence"),
     ("separators", "separators.*"),
     ("datasets", "sources", "results"),
     ("experiments", "plots", "separation"),
     ("",),  # the package itself: the public names
-    ("cli", "__main__"),
+    ("cli", "demo", "__main__"),
 )
 
 # Fusion knows arrays only: any separator can be fused, and no module about models may leak into the rules.
