@@ -80,7 +80,8 @@ def normalise(power: Power) -> tuple[Float[np.ndarray, "freq frame"], float]:
     mean = float(np.mean(power, dtype=np.float64))
     if mean == 0:
         return power, 1.0
-    return (power / mean).astype(power.dtype), float(np.sqrt(mean))
+    # Divided in double precision: the mean of very small float32 powers may itself be no float32 number.
+    return np.divide(power, mean, dtype=np.float64).astype(power.dtype), float(np.sqrt(mean))
 
 
 def start(
@@ -118,6 +119,7 @@ def start(
             f"{[len(r) for r in prior.dictionaries]}."
         )
     normal, _ = normalise(power)
+    _check_dtype("prior", prior.noise, normal)
     with precision(normal):
         components = tuple(
             tuple(
@@ -131,7 +133,7 @@ def start(
             padded, mask, q = _pad(normal, q)
             q = _crop(_multiply(padded, q, prior, mask, jnp.asarray(ml_iters)), normal.shape[1])
         if variant == "explicit":
-            variance = jnp.ones((len(candidates), *normal.shape), normal.dtype)
+            variance = jax.device_put(np.ones((len(candidates), *normal.shape), normal.dtype))
             q = Posterior(q.components, prior.order, variance, "explicit")
         return q
 
@@ -149,10 +151,10 @@ def _component(
     if isinstance(candidate, int | np.integer):
         if candidate < 1:
             raise ValueError(f"{name}={candidate}: an order is at least 1.")
-        weights = np.asarray(nmf.vector_quantisation(seed, power, int(candidate)))
-        # Columns of mean 1: that is the scale the dictionary's prior expects.
-        weights = (weights / weights.mean(0)).astype(power.dtype)
-        unknown = jnp.full(weights.shape, jnp.nan, power.dtype)
+        if candidate > frames:
+            raise ValueError(f"{name}={candidate}: at most one component per frame, of which there are {frames}.")
+        weights = _first_dictionary(seed, power, int(candidate))
+        unknown = jnp.asarray(np.full(weights.shape, np.nan, power.dtype))
         dictionary = Factor(jnp.asarray(weights), jnp.asarray(weights), unknown, unknown, learned=True)
     else:
         factor = candidate if isinstance(candidate, Factor) else Factor(jnp.asarray(candidate), jnp.asarray(candidate))
@@ -167,37 +169,75 @@ def _component(
         held = jax.tree.map(lambda y: jnp.asarray(y, power.dtype), factor)
         dictionary = Factor(held.mean, held.harmonic, held.rho, held.tau)
     mean = prior.activations[j][m]
-    constant = jnp.full((weights.shape[1], frames), mean.shape.nu / mean.rate, power.dtype)
-    unknown = jnp.full_like(constant, jnp.nan)
+    constant = jax.device_put(np.full((weights.shape[1], frames), float(mean.shape.nu / mean.rate), power.dtype))
+    unknown = jax.device_put(np.full(constant.shape, np.nan, power.dtype))
     return Component(dictionary, Factor(constant, constant, unknown, unknown, learned=True))
+
+
+def _first_dictionary(
+    seed: int, power: Float[np.ndarray, "freq frame"], order: int
+) -> Float[np.ndarray, "freq component"]:
+    """Columns of mean 1, the scale that the dictionary's prior expects; flat noise for want of frames with power."""
+    active = int(np.count_nonzero(power.max(0)))
+    spare = np.random.default_rng(seed).uniform(0.5, 1.5, (power.shape[0], max(order - active, 0)))
+    columns = [spare.astype(power.dtype)]
+    if active > 0:
+        columns.insert(0, np.asarray(nmf.vector_quantisation(seed, power, min(order, active))))
+    weights = np.concatenate(columns, axis=1)
+    return (weights / weights.mean(0)).astype(power.dtype)
+
+
+def _check_dtype(name: str, array: Array | np.ndarray, power: Float[np.ndarray, "freq frame"]) -> None:
+    if array.dtype != power.dtype:
+        raise ValueError(f"the {name} is {array.dtype}, the mixture {power.dtype}: use one dtype.")
+
+
+def _check_start(power: Float[np.ndarray, "freq frame"], q: Posterior, prior: Prior) -> None:
+    """Whether a start belongs to this mixture and this prior."""
+    first = q.components[0][0]
+    freq, frames = first.dictionary.mean.shape[0], first.activations.mean.shape[1]
+    if power.shape != (freq, frames):
+        raise ValueError(
+            f"power has shape {power.shape}, but q0 was made for {freq} frequencies and {frames} frames: call `start` "
+            "with the same mixture."
+        )
+    counts = [len(orders) for orders in q.components], [len(orders) for orders in prior.dictionaries]
+    if counts[0] != counts[1]:
+        raise ValueError(f"q0 has {counts[0]} candidates per source, the prior {counts[1]}.")
+    _check_dtype("prior", prior.noise, power)
+    _check_dtype("start q0", first.activations.mean, power)
 
 
 def _pad(
     power: Float[np.ndarray, "freq frame"], q: Posterior
 ) -> tuple[Float[Array, "freq padded"], Float[Array, " padded"], Posterior]:
-    """Pad to the bucket: silence, mask 0, and activations of one, which the mask keeps from mattering."""
+    """Pad to the bucket: silence, mask 0, and activations of one, which the mask keeps from mattering.
+
+    Padding and cropping are done on the host: in JAX they would be another program for every number of frames.
+    """
     extra = nmf.bucket_length(power.shape[1]) - power.shape[1]
 
-    def widen(array: Array | None, value: float) -> Array | None:
-        if array is None:
-            return None
-        return jnp.pad(array, [(0, 0)] * (array.ndim - 1) + [(0, extra)], constant_values=value)
+    def widen(array: Array | np.ndarray, value: float) -> Array:
+        widths = [(0, 0)] * (array.ndim - 1) + [(0, extra)]
+        return jax.device_put(np.pad(np.asarray(array), widths, constant_values=value))
 
     components = tuple(
         tuple(Component(c.dictionary, jax.tree.map(lambda y: widen(y, 1.0), c.activations)) for c in orders)
         for orders in q.components
     )
-    padded = Posterior(components, q.log_order, widen(q.source_variance, 1.0), q.variant)
-    mask = jnp.pad(jnp.ones(power.shape[1], power.dtype), (0, extra))
-    return jnp.pad(jnp.asarray(power), ((0, 0), (0, extra))), mask, padded
+    variance = None if q.source_variance is None else widen(q.source_variance, 1.0)
+    padded = Posterior(components, q.log_order, variance, q.variant)
+    return widen(power, 0.0), widen(np.ones(power.shape[1], power.dtype), 0.0), padded
 
 
 def _crop(q: Posterior, frames: int) -> Posterior:
+    def narrow(array: Array) -> Array:
+        return jax.device_put(np.asarray(array)[..., :frames])
+
     components = tuple(
-        tuple(Component(c.dictionary, jax.tree.map(lambda y: y[:, :frames], c.activations)) for c in orders)
-        for orders in q.components
+        tuple(Component(c.dictionary, jax.tree.map(narrow, c.activations)) for c in orders) for orders in q.components
     )
-    variance = None if q.source_variance is None else q.source_variance[..., :frames]
+    variance = None if q.source_variance is None else narrow(q.source_variance)
     return Posterior(components, q.log_order, variance, q.variant)
 
 
@@ -264,15 +304,15 @@ def fit(
     Raises
     ------
     ValueError
-        For a power that is not a finite non-negative matrix, or settings out of range.
+        For a power that is not a finite non-negative matrix, a start made for another mixture or prior, or settings
+        out of range.
     FloatingPointError
         If the objective becomes NaN or infinite; the message names the iteration and the usual causes.
     """
     if num_iters < 1 or trace_every < 1:
         raise ValueError(f"num_iters={num_iters}, trace_every={trace_every}: both must be at least 1.")
     normal, scale = normalise(power)
-    if prior.noise.dtype != normal.dtype:
-        raise ValueError(f"the prior is {prior.noise.dtype}, the mixture {normal.dtype}: use one dtype.")
+    _check_start(normal, q0, prior)
     sequence = sequence or ("WHK" if q0.variant == "marginal" else "SWHK")
     with precision(normal):
         padded, mask, q = _pad(normal, q0)
