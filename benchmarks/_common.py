@@ -29,7 +29,9 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]], *, title: str = 
     widths = [max(len(line[i]) for line in [list(header), *body]) for i in range(len(header))]
 
     def line(cells: Sequence[str]) -> str:
-        padded = [cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(cells, widths, strict=True))]
+        padded = [
+            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(cells, widths, strict=True))
+        ]
         return "  ".join(padded).rstrip()
 
     lines = [line(header), "-" * (sum(widths) + 2 * (len(widths) - 1)), *map(line, body)]
@@ -182,6 +184,19 @@ def threads() -> str:
 
 
 # Files -------------------------------------------------------------------------------------------------------------
+
+
+def cache_folder(path: str | None) -> Path:
+    """The folder for dictionaries, records and compiled programs, made if need be; by default in the user's cache.
+
+    Compiled programs are kept there as well, which spares a repeated run the compilation; `speed.py` does not.
+    """
+    import jax
+
+    folder = Path(path or Path.home() / ".cache" / "bayesfuse" / "benchmarks")
+    folder.mkdir(parents=True, exist_ok=True)
+    jax.config.update("jax_compilation_cache_dir", str(folder / "xla"))
+    return folder
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:

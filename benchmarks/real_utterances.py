@@ -21,7 +21,6 @@ import argparse
 import dataclasses
 import hashlib
 import json
-import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -354,7 +353,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=2, help="items worked on at a time (default: 2)")
     parser.add_argument("--limit", type=int, help="only so many items of each split, to try the script")
     options = parser.parse_args(arguments)
-    cache = Path(options.cache or os.path.expanduser("~/.cache/bayesfuse/benchmarks"))
+    cache = common.cache_folder(options.cache)
     try:
         data = MiniChime(options.data)
     except (OSError, ValueError) as error:
