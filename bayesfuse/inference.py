@@ -9,7 +9,8 @@ Frames are padded to a few lengths (`nmf.bucket_length`) under an exact mask, so
 share one compiled program; numbers never cause a compilation.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Literal, get_args
 
 import equinox as eqx
 import jax
@@ -23,6 +24,7 @@ from bayesfuse.vbnmf import (
     Component,
     Factor,
     FreeEnergy,
+    GammaPrior,
     Posterior,
     Prior,
     Scores,
@@ -37,6 +39,7 @@ from bayesfuse.vbnmf import (
     update_sources,
 )
 
+Learned = Literal["quantised", "prior"]
 Power = Float[np.ndarray | Array, "freq frame"]
 Candidate = int | Factor | Float[np.ndarray | Array, "freq component"]
 
@@ -92,6 +95,7 @@ def start(
     variant: Variant = "marginal",
     seed: int = 0,
     ml_iters: int = 10,
+    learned: Learned = "quantised",
 ) -> Posterior:
     """Return a start for `fit`: dictionaries as given, activations from a few maximum-likelihood updates.
 
@@ -102,10 +106,14 @@ def start(
     candidates
         ``[source][order]``: an array [freq, component] is a dictionary held fixed (Dirac); a `Factor` a posterior
         over a dictionary held fixed, e.g. of a VB-trained one; an integer the order of a dictionary to be learned on
-        the mixture, started by vector quantisation of the mixture's frames.
+        the mixture.
     ml_iters
         Multiplicative updates before the first variational one, all orders at once, q(K) at its prior. [JVR14] starts
         from constants, which is 0.
+    learned
+        Where a learned dictionary starts. ``"quantised"``: at the vector quantisation of the mixture's frames; beside
+        a source whose dictionary is held, of the quieter half of them alone, in which a background is heard without
+        the foreground. ``"prior"``: at draws from the dictionary's prior, as in [JVR14].
 
     Raises
     ------
@@ -118,14 +126,21 @@ def start(
             f"candidates has {[len(r) for r in candidates]} entries per source, the prior "
             f"{[len(r) for r in prior.dictionaries]}."
         )
+    if learned not in get_args(Learned):
+        raise ValueError(f"learned={learned!r}: expected one of {', '.join(get_args(Learned))}.")
     normal, _ = normalise(power)
     _check_dtype("prior", prior.noise, normal)
+    held = [all(not isinstance(c, int | np.integer) for c in row) for row in candidates]
+
+    def first(j: int, m: int, order: int) -> Float[np.ndarray, "freq component"]:
+        number = seed + 1000 * j + m
+        if learned == "prior":
+            return _drawn_dictionary(number, prior.dictionaries[j][m], normal, order)
+        return _quantised_dictionary(number, _quieter_half(normal, order) if any(held) else normal, order)
+
     with precision(normal):
         components = tuple(
-            tuple(
-                _component(normal, candidate, prior, j, m, seed + 1000 * j + m, f"candidates[{j}][{m}]")
-                for m, candidate in enumerate(row)
-            )
+            tuple(_component(normal, candidate, prior, j, m, first) for m, candidate in enumerate(row))
             for j, row in enumerate(candidates)
         )
         q = Posterior(components, (combine_logs(prior.order),), None, "marginal")
@@ -144,16 +159,16 @@ def _component(
     prior: Prior,
     j: int,
     m: int,
-    seed: int,
-    name: str,
+    first: Callable[[int, int, int], Float[np.ndarray, "freq component"]],
 ) -> Component:
     freq, frames = power.shape
+    name = f"candidates[{j}][{m}]"
     if isinstance(candidate, int | np.integer):
         if candidate < 1:
             raise ValueError(f"{name}={candidate}: an order is at least 1.")
         if candidate > frames:
             raise ValueError(f"{name}={candidate}: at most one component per frame, of which there are {frames}.")
-        weights = _first_dictionary(seed, power, int(candidate))
+        weights = first(j, m, int(candidate))
         unknown = jnp.asarray(np.full(weights.shape, np.nan, power.dtype))
         dictionary = Factor(jnp.asarray(weights), jnp.asarray(weights), unknown, unknown, learned=True)
     else:
@@ -174,7 +189,23 @@ def _component(
     return Component(dictionary, Factor(constant, constant, unknown, unknown, learned=True))
 
 
-def _first_dictionary(
+def _quieter_half(power: Float[np.ndarray, "freq frame"], order: int) -> Float[np.ndarray, "freq chosen"]:
+    """The frames of lower level, averaged in the logarithm so that no loud band decides; at least `order` of them."""
+    level = np.log(power + 1e-6).mean(0)
+    count = max(power.shape[1] // 2, min(order, power.shape[1]))
+    return power[:, np.sort(np.argsort(level, kind="stable")[:count])]
+
+
+def _drawn_dictionary(
+    seed: int, prior: GammaPrior, power: Float[np.ndarray, "freq frame"], order: int
+) -> Float[np.ndarray, "freq component"]:
+    """Draws from the prior, kept off the zeros that small shapes round to and a harmonic mean never leaves."""
+    shape, rate = float(prior.shape.nu), float(prior.rate)
+    draws = np.random.default_rng(seed).gamma(shape, 1 / rate, (power.shape[0], order))
+    return np.maximum(draws, 1e-12).astype(power.dtype)
+
+
+def _quantised_dictionary(
     seed: int, power: Float[np.ndarray, "freq frame"], order: int
 ) -> Float[np.ndarray, "freq component"]:
     """Columns of mean 1, the scale that the dictionary's prior expects; flat noise for want of frames with power."""
