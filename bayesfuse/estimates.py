@@ -21,6 +21,7 @@ from bayesfuse import wiener
 from bayesfuse._precision import precision
 from bayesfuse.gig import Gig
 from bayesfuse.inference import Fit, Power
+from bayesfuse.transforms import STFT
 from bayesfuse.vbnmf import Factor, GammaPrior, harmonic_variance
 
 
@@ -128,6 +129,10 @@ class Draws(NamedTuple):
     activations: list[list[Float[np.ndarray, "component frame"]]]
     sources: Complex[np.ndarray, "draw source freq frame"]
 
+    def waveforms(self, transform: STFT, length: int) -> Float[np.ndarray, "draw source sample"]:
+        """The drawn sources as waveforms of `length` samples."""
+        return transform.synthesis(self.sources, length)
+
 
 @eqx.filter_jit
 def _sample_factor(key: Array, factor: Factor, prior: GammaPrior) -> Array:
@@ -154,8 +159,9 @@ def _sample_sources(key: Array, X: Array, variances: Array, noise: Array) -> Arr
 def draw(key: Array, X: Complex[np.ndarray, "freq frame"], fit: Fit, num: int) -> Draws:
     """Return `num` draws of orders, dictionaries, activations and sources.
 
-    Orders, then factors, come from q. Sources of the marginal variant come from p(S | X, W, H, K), which that variant
-    does not approximate; those of the explicit variant from q(S), which is independent of the factors.
+    Orders, then factors, come from q; a dictionary held fixed is its mean in every draw. Sources of the marginal
+    variant come from p(S | X, W, H, K), which that variant does not approximate; those of the explicit variant from
+    q(S), which is independent of the factors.
 
     Parameters
     ----------
