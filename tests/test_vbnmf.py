@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from oracles import problems
+from oracles import vbnmf as oracle
 
 from bayesfuse.vbnmf import (
     FreeEnergy,
@@ -29,8 +31,6 @@ from bayesfuse.vbnmf import (
     update_orders,
     update_sources,
 )
-from oracles import problems
-from oracles import vbnmf as oracle
 
 FAST = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 VARIANTS = ["marginal", "explicit"]
@@ -219,7 +219,7 @@ def test_bound_is_below_the_exact_evidence(x64, variant):
 
 
 def frames_case(data, k, orders, variant, beta=1.0):
-    """Problem k with fixed dictionaries: the foreground with the given candidates (0: W1m0, 1: W1m1), the background."""
+    """Problem k, dictionaries fixed: a foreground with the given candidates (0: W1m0, 1: W1m1) and the background."""
     name = f"f{k}_"
     X, noise, b = data[name + "X"], float(data[name + "sigma2"]), float(data[name + "b"])
     # A closed form exists at 1/2 exactly; just beside it the general program serves, one compilation less.

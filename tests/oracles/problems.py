@@ -5,9 +5,9 @@ A layout is ``[source][order]``, a number of components per entry, negative for 
 
 import jax.numpy as jnp
 import numpy as np
+from oracles import vbnmf as oracle
 
 from bayesfuse.vbnmf import Component, Factor, Posterior, combine_logs, make_prior
-from oracles import vbnmf as oracle
 
 
 def random_prior(rng, layout, *, dtype=np.float64, noise=None, beta=None, temper="kl", shared=False, **settings):
