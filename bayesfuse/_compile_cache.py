@@ -24,7 +24,7 @@ def compile_cache(folder: str | os.PathLike[str] | None) -> Iterator[None]:
     """
     import jax
 
-    if folder is None or jax.config.jax_compilation_cache_dir is not None:
+    if folder is None or jax.config.jax_compilation_cache_dir is not None:  # pyright: ignore[reportAttributeAccessIssue]
         yield
         return
     path = Path(folder) / processor()
