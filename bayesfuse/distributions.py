@@ -38,7 +38,7 @@ class GeneralizedInverseGaussian(dist.Distribution):
         "rate": constraints.positive,
         "inverse_rate": constraints.nonnegative,
     }
-    support = constraints.positive
+    support = constraints.positive  # pyright: ignore[reportAssignmentType] (a property in the base class)
     reparametrized_params = []  # noqa: RUF012
 
     def __init__(
@@ -62,7 +62,7 @@ class GeneralizedInverseGaussian(dist.Distribution):
         """Return independent draws of shape `sample_shape + batch_shape`."""
         full = tuple(sample_shape) + tuple(self.batch_shape)
         parameters = (self.concentration, self.rate, self.inverse_rate)
-        return Gig(*(jnp.broadcast_to(value, full) for value in parameters)).sample(key)
+        return Gig(*(jnp.broadcast_to(jnp.asarray(value), full) for value in parameters)).sample(key)
 
     @validate_sample
     def log_prob(self, value: Any) -> Float[Array, "..."]:

@@ -131,7 +131,7 @@ class Draws(NamedTuple):
 
     def waveforms(self, transform: STFT, length: int) -> Float[np.ndarray, "draw source sample"]:
         """The drawn sources as waveforms of `length` samples."""
-        return transform.synthesis(self.sources, length)
+        return np.asarray(transform.synthesis(self.sources, length))
 
 
 @eqx.filter_jit
@@ -183,7 +183,7 @@ def draw(key: Array, X: Complex[np.ndarray, "freq frame"], fit: Fit, num: int) -
     with precision(X):
         q, prior = jax.tree.map(jnp.asarray, (fit.posterior, fit.prior))
         normal = jnp.asarray(X / fit.scale, X.dtype)
-        sample = _sample_sources
+        unit = normal.real.dtype.type(fit.scale)
         choices = np.array(q.combinations)
         key, subkey = jax.random.split(key)
         picks = jax.random.choice(subkey, len(choices), (num,), p=q.combination_probabilities())
@@ -200,7 +200,7 @@ def draw(key: Array, X: Complex[np.ndarray, "freq frame"], fit: Fit, num: int) -
                 variances = jnp.stack([w @ h for w, h in zip(ws, hs, strict=True)])
             else:
                 variances = q.source_variance
-            sources.append(np.asarray(sample(keys[-1], normal, variances, prior.noise)) * X.real.dtype.type(fit.scale))
-            dictionaries.append([np.asarray(w) * X.real.dtype.type(fit.scale**2) for w in ws])
+            sources.append(np.asarray(_sample_sources(keys[-1], normal, variances, prior.noise)) * unit)
+            dictionaries.append([np.asarray(w) * unit**2 for w in ws])
             activations.append([np.asarray(h) for h in hs])
         return Draws(orders, dictionaries, activations, np.stack(sources))

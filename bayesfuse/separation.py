@@ -156,7 +156,7 @@ def separate(
     priors = _order_priors(order_prior, model)
     candidates = list(model.values())
     if b == "auto":
-        first = transform.power(transform.analysis(x[0, blocks[0].start : blocks[0].stop]))
+        first = np.asarray(transform.power(transform.analysis(x[0, blocks[0].start : blocks[0].stop])))
         settings = choose_shape(first, candidates, settings, seed=seed)
 
     fitted = _fit_blocks(x, blocks, transform, candidates, settings, method, priors, seed, progress)
@@ -306,7 +306,7 @@ def _fit_blocks(
         for block in blocks:
             row = []
             for channel in x:
-                power = transform.power(transform.analysis(channel[block.start : block.stop]))
+                power = np.asarray(transform.power(transform.analysis(channel[block.start : block.stop])))
                 inner = progress and not several
                 if method == "joint":
                     # The fit's own temperature cannot be zero; far below one nat in all it selects, too.
@@ -353,12 +353,12 @@ def _weights(
     scale = channels if time_varying else channels * frame_count
     axis = 0 if time_varying else -1
     if method == "select":
-        return fusion.select_weights(energy, axis=axis)
+        return np.asarray(fusion.select_weights(energy, axis=axis))
     beta = settings.beta_per_frame
     if settings.temper == "entropy" and beta > 0:
         # [JVR14] eq. 18 tempers the prior too, over the whole recording.
         log_prior = log_prior / (beta * channels * frame_count)
-    return fusion.vb_weights(energy, log_prior, beta, axis=axis, frames=scale)
+    return np.asarray(fusion.vb_weights(energy, log_prior, beta, axis=axis, frames=scale))
 
 
 def _order_term(weights: Float[np.ndarray, " order"], log_prior: Float[np.ndarray, " order"]) -> float:
@@ -399,7 +399,7 @@ def _render(
         inside = slice(block.first - offset, block.last - offset)
         for channel, models in enumerate(row):
             X = transform.analysis(x[channel, place])
-            power = transform.power(X)
+            power = np.asarray(transform.power(X))
 
             def sound(gains: Float[np.ndarray, "source band frame"], X: Any = X, fade: Any = fade) -> np.ndarray:
                 return transform.synthesis(transform.expand(gains) * X, len(fade)) * fade

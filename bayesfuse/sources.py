@@ -62,7 +62,7 @@ def resolve_sources(
         if material is None:
             model[name] = list(_required(name, wanted))
         elif isinstance(material[0], Dictionary):
-            model[name] = list(material)
+            model[name] = [item for item in material if isinstance(item, Dictionary)]
         else:
             trained = train_dictionary(
                 [np.asarray(recording, dtype) for recording in material],
@@ -106,7 +106,7 @@ def _load(
     if _is_learned(spec):
         _required(name, {name: wanted} if wanted else {})
         return None
-    items = [spec] if isinstance(spec, str | os.PathLike | np.ndarray | Dictionary) else list(spec)
+    items: list[Any] = [spec] if isinstance(spec, str | os.PathLike | np.ndarray | Dictionary) else list(spec)
     if not items:
         raise ValueError(f"sources[{name!r}] is empty: give recordings, a dictionary, or {LEARN!r}.")
     if all(isinstance(item, Dictionary) or _is_dictionary_file(item) for item in items):

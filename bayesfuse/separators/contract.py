@@ -47,7 +47,7 @@ def separate_channels(
     sources, energies = [], []
     for channel in mixture:
         X = transform.analysis(channel)
-        gains, energy = masks(transform.power(X))
+        gains, energy = masks(np.asarray(transform.power(X)))
         sources.append(transform.synthesis(transform.expand(gains) * X, channel.shape[-1]))
         energies.append(energy)
     return Separation(np.stack(sources, axis=1), _total(energies))
