@@ -187,15 +187,9 @@ def threads() -> str:
 
 
 def cache_folder(path: str | None) -> Path:
-    """The folder for dictionaries, records and compiled programs, made if need be; by default in the user's cache.
-
-    Compiled programs are kept there as well, which spares a repeated run the compilation; `speed.py` does not.
-    """
-    import jax
-
+    """The folder for dictionaries, records and compiled programs, made if need be; by default in the user's cache."""
     folder = Path(path or Path.home() / ".cache" / "bayesfuse" / "benchmarks")
     folder.mkdir(parents=True, exist_ok=True)
-    jax.config.update("jax_compilation_cache_dir", str(folder / "xla"))
     return folder
 
 

@@ -32,6 +32,7 @@ import _common as common
 import numpy as np
 
 from bayesfuse import estimates, fusion, metrics, nmf, wiener
+from bayesfuse._compile_cache import compile_cache
 from bayesfuse.datasets import MiniChime, Mixture
 from bayesfuse.dictionary import Dictionary, train_dictionary
 from bayesfuse.separators.vb_nmf import Settings, fit_joint
@@ -365,13 +366,19 @@ def main(arguments: list[str] | None = None) -> None:
     results, start = [], time.perf_counter()
     for transform in transforms:
         records = common.Records(cache / f"real_utterances-{transform.name}.jsonl")
-        results.append(
-            evaluate(
-                data, transform, settings, records, cache=cache, full=options.full, threads=options.threads,
+        with compile_cache(cache / "programs"):
+            found = evaluate(
+                data,
+                transform,
+                settings,
+                records,
+                cache=cache / "dictionaries",
+                full=options.full,
+                threads=options.threads,
                 limit=options.limit,
             )
-        )  # fmt: skip
-        print("\n" + report(results[-1]) + "\n", flush=True)
+        results.append(found)
+        print("\n" + report(found) + "\n", flush=True)
     print(
         f"a = {settings.a:g}, b = {settings.b:g}, {settings.num_iters} iterations, {time.perf_counter() - start:.0f} s"
     )

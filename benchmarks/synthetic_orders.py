@@ -34,6 +34,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bayesfuse import audio, estimates, fusion, inference, metrics
+from bayesfuse._compile_cache import compile_cache
 from bayesfuse.datasets import MiniChime
 from bayesfuse.dictionary import Dictionary, train_dictionary
 from bayesfuse.inference import Fit
@@ -274,7 +275,7 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error(f"unknown methods {sorted(unknown)}: expected some of {','.join(METHODS)}")
     try:
         data = MiniChime(options.data)
-        generating, separating, background = prepare(data, options.speaker, options.noise, cache)
+        generating, separating, background = prepare(data, options.speaker, options.noise, cache / "dictionaries")
     except (OSError, ValueError) as error:
         common.fail(str(error))
         return
@@ -284,17 +285,20 @@ def main(arguments: list[str] | None = None) -> None:
     conditions = [(d, m, snr) for d in range(options.draws) for snr in SNRS for m in range(len(ORDERS))]
     conditions = conditions[: options.limit]
     records: dict[str, list[dict[str, Any]]] = {method: [] for method in methods}
-    compiling = time.perf_counter()
-    for index, (draw, m, snr) in enumerate(tqdm(conditions, desc="conditions", unit="example")):
+
+    def example(draw: int, m: int, snr: int) -> Example:
         rng = np.random.default_rng([draw, m, SNRS.index(snr)])
         drawn = generate(rng, generating[m].weights, background.weights, snr, options.frames)
-        example = Example(ORDERS[m], snr, *drawn)
-        if index == 0:  # once before, so that the times are without compilation
+        return Example(ORDERS[m], snr, *drawn)
+
+    with compile_cache(cache / "programs"):
+        start = time.perf_counter()
+        for method in tqdm(methods, desc="compiling", unit="method"):
+            score(example(*conditions[0]), separating, method, seed=0)
+        compiling = time.perf_counter() - start
+        for seed, condition in enumerate(tqdm(conditions, desc="conditions", unit="example")):
             for method in methods:
-                score(example, separating, method, seed=index)
-            compiling = time.perf_counter() - compiling
-        for method in methods:
-            records[method].append(score(example, separating, method, seed=index))
+                records[method].append(score(example(*condition), separating, method, seed=seed))
     print("\n" + report(records))
     print(f"\ntimes are medians per example, compilation apart; first fits of all models with it: {compiling:.0f} s")
     if options.out:
