@@ -22,7 +22,7 @@ from bayesfuse._precision import precision
 from bayesfuse.gig import Gig
 from bayesfuse.inference import Fit, Power
 from bayesfuse.transforms import STFT
-from bayesfuse.vbnmf import Factor, GammaPrior, harmonic_variance
+from bayesfuse.vbnmf import Factor, GammaPrior
 
 
 class Moments(NamedTuple):
@@ -51,7 +51,7 @@ def combination_variances(fit: Fit, combination: int) -> Float[np.ndarray, "sour
     """C_jm of all sources given one of `fit.posterior.combinations`, in the unit of the normalised mixture."""
     choice = fit.posterior.combinations[combination]
     chosen = [fit.posterior.components[j][m] for j, m in enumerate(choice)]
-    return np.stack([np.asarray(harmonic_variance(c)) for c in chosen])
+    return np.stack([np.asarray(c.dictionary.harmonic) @ np.asarray(c.activations.harmonic) for c in chosen])
 
 
 def combination_gains(fit: Fit, combination: int) -> Float[np.ndarray, "source freq frame"]:
