@@ -16,6 +16,7 @@ separation", IEEE/ACM Transactions on Audio, Speech and Language Processing 24(7
 
 import dataclasses
 import itertools
+import math
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple, get_args
@@ -30,8 +31,9 @@ from bayesfuse.dictionary import Dictionary
 from bayesfuse.inference import Fit
 from bayesfuse.results import Result
 from bayesfuse.separators.vb_nmf import Settings, choose_shape, fit_joint, fit_orders
-from bayesfuse.sources import Recordings, resolve_sources
+from bayesfuse.sources import Known, Recordings, read_sources, train_sources
 from bayesfuse.transforms import STFT, Transform
+from bayesfuse.vbnmf import MAX_COMBINATIONS, Temper, Variant
 
 Method = Literal["joint", "average", "select", "mean"]
 
@@ -151,9 +153,17 @@ def separate(
             "joint, average and select."
         )
     blocks = _plan(x.shape[-1], transform, rate, block_seconds, overlap_seconds)
-    model = resolve_sources(sources, orders, rate, transform, dtype=x.dtype, seed=seed, cache=cache, progress=progress)
+    known = read_sources(sources, orders, rate, transform)
+    priors = _order_priors(order_prior, known)
+    _check_learnable(known, min(transform.num_frames(block.stop - block.start) for block in blocks))
+    combinations = math.prod(len(source.orders) for source in known.values())
+    if method == "joint" and combinations > MAX_COMBINATIONS:
+        raise ValueError(
+            f"the orders make {combinations} combinations, more than {MAX_COMBINATIONS} for a joint model: give "
+            "several orders to one source only, or fewer of them, or use method='average'."
+        )
+    model = train_sources(known, rate, transform, dtype=x.dtype, seed=seed, cache=cache, progress=progress)
     names = tuple(model)
-    priors = _order_priors(order_prior, model)
     candidates = list(model.values())
     if b == "auto":
         first = np.asarray(transform.power(transform.analysis(x[0, blocks[0].start : blocks[0].stop])))
@@ -241,6 +251,11 @@ def _merged(settings: Settings | None, b: float | str | None, beta: float | None
         raise ValueError(f"noise={settings.noise}: expected a positive number, relative to the mixture's mean power.")
     if not settings.beta_per_frame >= 0:
         raise ValueError(f"beta={settings.beta_per_frame}: the temperature is not negative.")
+    for name, choices in (("variant", get_args(Variant)), ("temper", get_args(Temper))):
+        if getattr(settings, name) not in choices:
+            raise ValueError(f"{name}={getattr(settings, name)!r}: expected one of {', '.join(choices)}.")
+    if settings.num_iters < 1:
+        raise ValueError(f"num_iters={settings.num_iters}: expected at least one iteration.")
     return settings
 
 
@@ -248,26 +263,35 @@ def _order_of(candidate: Dictionary | int) -> int:
     return candidate if isinstance(candidate, int) else candidate.order
 
 
-def _order_priors(
-    given: Mapping[str, Sequence[float]] | None, model: Mapping[str, Sequence[Dictionary | int]]
-) -> list[list[float]]:
+def _order_priors(given: Mapping[str, Sequence[float]] | None, known: Mapping[str, Known]) -> list[list[float]]:
     given = {} if given is None else given
-    unknown = sorted(set(given) - set(model))
+    unknown = sorted(set(given) - set(known))
     if unknown:
-        raise ValueError(f"order_prior names {unknown}, which are not among the sources {list(model)}.")
+        raise ValueError(f"order_prior names {unknown}, which are not among the sources {list(known)}.")
     priors = []
-    for name, row in model.items():
-        prior = np.asarray(given.get(name, np.full(len(row), 1.0 / len(row))), dtype=np.float64)
-        if prior.shape != (len(row),) or not np.all(prior > 0) or not np.isclose(prior.sum(), 1.0):
-            raise ValueError(
-                f"order_prior[{name!r}]={given.get(name)}: expected {len(row)} positive numbers that sum to 1."
-            )
+    for name, source in known.items():
+        count = len(source.orders)
+        prior = np.asarray(given.get(name, np.full(count, 1.0 / count)), dtype=np.float64)
+        if prior.shape != (count,) or not np.all(prior > 0) or not np.isclose(prior.sum(), 1.0):
+            raise ValueError(f"order_prior[{name!r}]={given.get(name)}: expected {count} positive numbers, of sum 1.")
         priors.append(list(prior))
     return priors
 
 
+def _check_learnable(known: Mapping[str, Known], frames: int) -> None:
+    for name, source in known.items():
+        if source.learned and max(source.orders) > frames:
+            raise ValueError(
+                f"orders[{name!r}] asks for {max(source.orders)} components to be learned on {frames} frames of the "
+                "mixture: lower the order, give recordings of the source, or a longer mixture or block."
+            )
+
+
 def _plan(length: int, transform: Transform, rate: int, block: float, overlap: float) -> list[_Block]:
-    """Blocks whose edges lie on the grid of frames, so that their frames are frames of the whole."""
+    """Blocks of equal length whose edges lie on the grid of frames, so that their frames are frames of the whole.
+
+    Equal, because blocks of other lengths compile other programs, and a short one would know little.
+    """
     if not block > 0 or not 0 < overlap <= block / 2:
         raise ValueError(
             f"block_seconds={block}, overlap_seconds={overlap}: the overlap must be positive and at most half a block."
@@ -275,9 +299,9 @@ def _plan(length: int, transform: Transform, rate: int, block: float, overlap: f
     hop = transform.hop
     fade = max(2, 2 * round(overlap * rate / hop / 2)) * hop
     size = max(round(block * rate / hop) * hop, 2 * fade)
-    starts = [0]
-    while starts[-1] + size < length:
-        starts.append(starts[-1] + size - fade)
+    count = max(1, -(-(length - fade) // (size - fade)))
+    step = -(-(length - fade) // (count * hop)) * hop
+    starts, size = [i * step for i in range(count)], step + fade
     seams = [0] + [(start + fade // 2) // hop for start in starts[1:]] + [transform.num_frames(length)]
     return [
         _Block(start, min(start + size, length), first, last)
@@ -301,6 +325,8 @@ def _fit_blocks(
 
     several = len(blocks) * x.shape[0] > 1
     bar = tqdm(total=len(blocks) * x.shape[0], disable=not (progress and several), desc="Blocks", leave=False)
+    # The fit's own temperature cannot be zero; far below one nat in all it selects, too.
+    warm = dataclasses.replace(settings, beta_per_frame=max(settings.beta_per_frame, 1e-9))
     fitted = []
     with bar:
         for block in blocks:
@@ -309,11 +335,9 @@ def _fit_blocks(
                 power = np.asarray(transform.power(transform.analysis(channel[block.start : block.stop])))
                 inner = progress and not several
                 if method == "joint":
-                    # The fit's own temperature cannot be zero; far below one nat in all it selects, too.
-                    cold = dataclasses.replace(settings, beta_per_frame=max(settings.beta_per_frame, 1e-9))
-                    fits = [fit_joint(power, candidates, cold, seed=seed, order_prior=priors, progress=inner)]
+                    fits = [fit_joint(power, candidates, warm, seed=seed, order_prior=priors, progress=inner)]
                 else:
-                    fits = fit_orders(power, candidates, settings, seed=seed, progress=inner)
+                    fits = fit_orders(power, candidates, warm, seed=seed, progress=inner)
                 row.append(_Fitted(fits))
                 bar.update()
             fitted.append(row)

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -17,27 +17,45 @@ LEARN = "learn"
 Recordings = Any
 
 
-def resolve_sources(
+class Known(NamedTuple):
+    """What is known of one source, read and checked, before anything is trained.
+
+    Attributes
+    ----------
+    orders
+        Its candidate orders.
+    dictionaries
+        Trained dictionaries of these orders, or None.
+    recordings
+        Recordings to train them on, [channel, sample] each, or None. If both are None, the source is to be learned on
+        the mixture.
+    """
+
+    orders: list[int]
+    dictionaries: list[Dictionary] | None = None
+    recordings: list[np.ndarray] | None = None
+
+    @property
+    def learned(self) -> bool:
+        return self.dictionaries is None and self.recordings is None
+
+
+def read_sources(
     sources: Mapping[str, Recordings],
     orders: Mapping[str, int | Sequence[int]] | None,
     rate: int,
     transform: Transform,
-    *,
-    dtype: np.dtype[Any],
-    seed: int = 0,
-    cache: str | os.PathLike[str] | None = None,
-    progress: bool = False,
-) -> dict[str, list[Dictionary | int]]:
-    """Return the candidates of every source: trained dictionaries, or orders to be learned on the mixture.
+) -> dict[str, Known]:
+    """Return what is known of every source, with all that can be found wrong before the first training.
 
-    All sources are read and checked before the first dictionary is trained. Arguments are those of
-    `separation.separate`.
+    Arguments are those of `separation.separate`.
 
     Raises
     ------
     ValueError
-        For fewer than two sources, none of them known, orders that are missing, repeated or below one, recordings of
-        another rate, and dictionaries of another rate or transform.
+        For fewer than two sources, none of them known, orders that are missing, repeated, below one, or more than the
+        recordings have frames, recordings that are silent or of another rate, and dictionaries of another rate or
+        transform.
     FileNotFoundError
         For files that do not exist.
     """
@@ -56,24 +74,36 @@ def resolve_sources(
             "dictionary of at least one."
         )
     wanted = {name: _orders(name, orders[name]) for name in orders}
-    known = {name: _load(name, spec, rate, transform, wanted.get(name)) for name, spec in sources.items()}
+    return {name: _load(name, spec, rate, transform, wanted.get(name)) for name, spec in sources.items()}
+
+
+def train_sources(
+    known: Mapping[str, Known],
+    rate: int,
+    transform: Transform,
+    *,
+    dtype: np.dtype[Any],
+    seed: int = 0,
+    cache: str | os.PathLike[str] | None = None,
+    progress: bool = False,
+) -> dict[str, list[Dictionary | int]]:
+    """Return the candidates of every source: dictionaries, trained where need be, or orders to be learned.
+
+    Arguments are those of `separation.separate`; `dtype` is that of the mixture.
+    """
     model: dict[str, list[Dictionary | int]] = {}
-    for name, material in known.items():
-        if material is None:
-            model[name] = list(_required(name, wanted))
-        elif isinstance(material[0], Dictionary):
-            model[name] = [item for item in material if isinstance(item, Dictionary)]
+    for name, source in known.items():
+        if source.dictionaries is not None:
+            model[name] = list(source.dictionaries)
+        elif source.recordings is None:
+            model[name] = list(source.orders)
         else:
-            trained = train_dictionary(
-                [np.asarray(recording, dtype) for recording in material],
-                rate,
-                _required(name, wanted),
-                transform=transform,
-                seed=seed,
-                cache=cache,
-                progress=progress,
+            recordings = [np.asarray(recording, dtype) for recording in source.recordings]
+            model[name] = list(
+                train_dictionary(
+                    recordings, rate, source.orders, transform=transform, seed=seed, cache=cache, progress=progress
+                )
             )
-            model[name] = list(trained)
     return model
 
 
@@ -81,10 +111,12 @@ def _is_learned(spec: Recordings) -> bool:
     return isinstance(spec, str) and spec == LEARN
 
 
-def _required(name: str, wanted: Mapping[str, list[int]]) -> list[int]:
-    if name not in wanted:
-        raise ValueError(f"orders has no entry for {name!r}: say how many components its dictionary may have.")
-    return wanted[name]
+def _required(name: str, wanted: list[int] | None) -> list[int]:
+    if wanted is None:
+        raise ValueError(
+            f"orders has no entry for {name!r}: say how many components its dictionary may have, such as [2, 4, 8, 16]."
+        )
+    return wanted
 
 
 def _orders(name: str, value: int | Sequence[int]) -> list[int]:
@@ -99,20 +131,17 @@ def _orders(name: str, value: int | Sequence[int]) -> list[int]:
     return [int(order) for order in given]
 
 
-def _load(
-    name: str, spec: Recordings, rate: int, transform: Transform, wanted: list[int] | None
-) -> list[Dictionary] | list[np.ndarray] | None:
-    """Dictionaries, waveforms, or None for a source to be learned."""
+def _load(name: str, spec: Recordings, rate: int, transform: Transform, wanted: list[int] | None) -> Known:
     if _is_learned(spec):
-        _required(name, {name: wanted} if wanted else {})
-        return None
+        return Known(_required(name, wanted))
     items: list[Any] = [spec] if isinstance(spec, str | os.PathLike | np.ndarray | Dictionary) else list(spec)
     if not items:
         raise ValueError(f"sources[{name!r}] is empty: give recordings, a dictionary, or {LEARN!r}.")
     if all(isinstance(item, Dictionary) or _is_dictionary_file(item) for item in items):
         loaded = [item if isinstance(item, Dictionary) else Dictionary.load(item) for item in items]
-        return _matching(name, loaded, rate, transform, wanted)
-    _required(name, {name: wanted} if wanted else {})
+        dictionaries = _matching(name, loaded, rate, transform, wanted)
+        return Known([dictionary.order for dictionary in dictionaries], dictionaries=dictionaries)
+    required = _required(name, wanted)
     waveforms: list[np.ndarray] = []
     for item in items:
         if isinstance(item, np.ndarray):
@@ -124,7 +153,15 @@ def _load(
                 f"sources[{name!r}] holds a {type(item).__name__}: expected recordings (arrays or paths), "
                 f"dictionaries, or {LEARN!r}, and not a mixture of kinds."
             )
-    return waveforms
+    if not any(waveform.any() for waveform in waveforms):
+        raise ValueError(f"sources[{name!r}]: all recordings are silent, nothing can be learned from them.")
+    frames = sum(waveform.shape[0] * transform.num_frames(waveform.shape[1]) for waveform in waveforms)
+    if max(required) > frames:
+        raise ValueError(
+            f"orders[{name!r}] asks for {max(required)} components, but its recordings have {frames} frames: lower "
+            "the order, or give longer recordings."
+        )
+    return Known(required, recordings=waveforms)
 
 
 def _is_dictionary_file(item: Any) -> bool:
