@@ -77,6 +77,16 @@ def _parts(gamma: Values, rho: Values, tau: Values) -> _Parts:
     )
 
 
+class GigStatistics(NamedTuple):
+    """Statistics of a `Gig`, each of the broadcast shape of its parameters."""
+
+    mean: Values  # E[y]
+    harmonic_mean: Values  # 1 / E[1/y]
+    mean_log: Values  # E[log y]
+    log_normaliser: Values  # log Z
+    entropy: Values  # in nats
+
+
 class Gig(eqx.Module):
     """Generalised inverse Gaussian, density y^(gamma-1) exp(-rho y - tau/y) / Z on y > 0.
 
@@ -114,20 +124,46 @@ class Gig(eqx.Module):
     def _parts(self) -> _Parts:
         return _parts(*self._parameters())
 
+    def statistics(self) -> GigStatistics:
+        """Return means, normaliser and entropy from one evaluation of the Bessel functions.
+
+        The properties of the same names each cost as much as all of them together.
+        """
+        p = self._parts()
+        log_rho = jnp.log(self.rho)
+        log_twice = math.log(2) + p.log_scaled
+        return GigStatistics(
+            mean=p.mean / self.rho,
+            harmonic_mean=p.harmonic / self.rho,
+            mean_log=p.scaled_slope - log_rho,
+            log_normaliser=log_twice - self.gamma * log_rho - 2 * p.half,
+            entropy=(1 - self.gamma) * p.scaled_slope + self.gamma + p.excess + log_twice - log_rho,
+        )
+
     @property
     def mean(self) -> Values:
         """E[y]."""
-        return self._parts().mean / self.rho
+        return self.statistics().mean
 
     @property
     def harmonic_mean(self) -> Values:
         """1 / E[1/y], in the Gamma limit max(gamma - 1, 0) / rho."""
-        return self._parts().harmonic / self.rho
+        return self.statistics().harmonic_mean
 
     @property
     def mean_log(self) -> Values:
         """E[log y]."""
-        return self._parts().scaled_slope - jnp.log(self.rho)
+        return self.statistics().mean_log
+
+    @property
+    def log_normaliser(self) -> Values:
+        """log Z = log(2 (tau/rho)^(gamma/2) K_gamma(z)); log Gamma(gamma) - gamma log rho in the limit."""
+        return self.statistics().log_normaliser
+
+    @property
+    def entropy(self) -> Values:
+        """Differential entropy -(gamma-1) E[log y] + gamma + 2 T + log Z, in nats."""
+        return self.statistics().entropy
 
     @property
     def variance(self) -> Values:
@@ -148,19 +184,6 @@ class Gig(eqx.Module):
         root = largest * jnp.sqrt((lead / largest) ** 2 + (2 * half / largest) ** 2)
         sum_ = jnp.maximum(lead + root, jnp.finfo(half.dtype).tiny)
         return jnp.where(gamma >= 1, 0.5 * sum_, 2 * half * (half / sum_)) / rho
-
-    @property
-    def log_normaliser(self) -> Values:
-        """log Z = log(2 (tau/rho)^(gamma/2) K_gamma(z)); log Gamma(gamma) - gamma log rho in the limit."""
-        p = self._parts()
-        return math.log(2) - self.gamma * jnp.log(self.rho) + p.log_scaled - 2 * p.half
-
-    @property
-    def entropy(self) -> Values:
-        """Differential entropy -(gamma-1) E[log y] + gamma + 2 T + log Z, in nats."""
-        p = self._parts()
-        body = (1 - self.gamma) * p.scaled_slope + self.gamma + p.excess + p.log_scaled
-        return body + math.log(2) - jnp.log(self.rho)
 
     def log_prob(self, y: Any) -> Values:
         """Return the logarithm of the density at y > 0."""
@@ -239,9 +262,7 @@ def _sample(key: Array, gamma: Values, rho: Values, tau: Values) -> Values:
         u = u * (p + q + r)
         log_v = jnp.log(v)
         x = jnp.where(u < q, q * v - left, jnp.where(u < q + r, right - r * log_v, p * log_v - left))
-        log_hat = jnp.where(
-            x > right, -at_t - rate_t * (x - t), jnp.where(x < -left, -at_s + rate_s * (x + s), 0.0)
-        )
+        log_hat = jnp.where(x > right, -at_t - rate_t * (x - t), jnp.where(x < -left, -at_s + rate_s * (x + s), 0.0))
         accept = jnp.log(w) + log_hat <= phi(x)
         return key, jnp.where(done, value, x), done | accept
 

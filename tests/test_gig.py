@@ -17,7 +17,7 @@ STATISTICS = ("mean", "harmonic_mean", "mean_log", "entropy", "log_normaliser", 
 @jax.jit
 def statistics(gamma, rho, tau):
     q = Gig(gamma, rho, tau)
-    return {name: getattr(q, name) for name in STATISTICS}
+    return {**q.statistics()._asdict(), "mode": q.mode, "variance": q.variance}
 
 
 @jax.jit
@@ -37,7 +37,7 @@ def quadrature(gamma, rho, tau):
     """Nodes y and probabilities under the GIG, by the trapezoidal rule in log y: exact for analytic decay."""
     half = np.sqrt(rho * tau)
     centre = np.log((gamma + np.hypot(gamma, 2 * half)) / (2 * rho)) if gamma > 0 or tau > 0 else 0.0
-    v = centre + np.linspace(-60, 60, 60001) / np.sqrt(1 + half / 30)
+    v = centre + np.linspace(-60, 60, 20001) / np.sqrt(1 + half / 30)
     log_p = gamma * v - rho * np.exp(v) - tau * np.exp(-v)
     step = v[1] - v[0]
     top = log_p.max()
@@ -69,9 +69,7 @@ def test_exact_table_by_the_fast_path(golden, dtype):
     # float32: the parameters themselves are rounded, and powers of z lose up to 80 half ulp
     rtol = {np.float64: 1e-11, np.float32: 1e-5}[dtype]
     for gamma in np.unique(table["gam"]):
-        rows = (table["gam"] == gamma) & (
-            (dtype == np.float64) | (table["tau"] == 0) | (table["tau"] > 1e-30)
-        )
+        rows = (table["gam"] == gamma) & ((dtype == np.float64) | (table["tau"] == 0) | (table["tau"] > 1e-30))
         with x64(dtype):
             order = fixed_order(gamma, dtype)
             rho, tau = (jnp.asarray(table[key][rows], dtype) for key in ("rho", "tau"))
@@ -95,7 +93,7 @@ def test_exact_table_by_the_fast_path(golden, dtype):
     shape=st.floats(0.05, 5),
     log_rate=st.floats(-2, 2),
 )
-@settings(max_examples=60)
+@settings(max_examples=40)
 def test_everything_by_quadrature(gamma, log_rho, log_z, shape, log_rate):
     rho = np.exp(log_rho)
     tau, rate = np.exp(2 * log_z) / rho, np.exp(log_rate)
@@ -257,9 +255,7 @@ def test_gradients_against_differences(x64):
     parameters = [rng.uniform(0.1, 4, 20), 10.0 ** rng.uniform(-2, 2, 20), 10.0 ** rng.uniform(-3, 3, 20)]
     parameters = [jnp.asarray(p) for p in parameters]
     derivative = jax.jit(lambda p, d: jax.jvp(statistics, p, d))
-    reverse = jax.jit(jax.grad(lambda *p: sum(v.sum() for v in statistics(*p).values()), (0, 1, 2)))(
-        *parameters
-    )
+    reverse = jax.jit(jax.grad(lambda *p: Gig(*p).entropy.sum(), (0, 1, 2)))(*parameters)
     for which in range(3):
         direction = tuple(jnp.full(20, float(k == which)) for k in range(3))
         value, forward = derivative(tuple(parameters), direction)
@@ -271,8 +267,7 @@ def test_gradients_against_differences(x64):
             # h^2 truncation and 1e-14/h rounding, relative to the statistic over the parameter
             scale = np.abs(value[name]) / parameters[which] + np.abs(difference)
             assert np.all(np.abs(forward[name] - difference) <= 1e-7 * scale), (name, which)
-        size = sum(np.abs(v) for v in forward.values())
-        assert np.all(np.abs(reverse[which] - sum(forward.values())) <= 1e-11 * size)
+        np.testing.assert_allclose(reverse[which], forward["entropy"], rtol=1e-10)
 
 
 def test_gradient_of_the_normaliser_is_the_score(x64):
@@ -322,18 +317,25 @@ def test_draws_follow_the_distribution(x64):
         assert abs(mean_error) < 4 and abs(log_error) < 4, case
 
 
-def test_draws_in_both_precisions_and_shapes(dtype):
-    with x64(dtype):
-        parameters = [jnp.asarray(v, dtype) for v in ([[0.2], [3.0]], [1.0, 1e4, 1e-3], 0.5)]
-        q = Gig(*parameters)
-        draws = q.sample(jax.random.key(0), (5000,))
-        assert draws.shape == (5000, 2, 3) and draws.dtype == dtype
-        exact = statistics(*parameters)
-        error = (draws.mean(0) - exact["mean"]) / jnp.sqrt(exact["variance"] / 5000)
-        assert np.all(np.abs(error) < 4)
-        keys = jax.random.split(jax.random.key(1), 7)
-        mapped = jax.vmap(lambda key: q.sample(key))(keys)
-        np.testing.assert_allclose(mapped[3], q.sample(keys[3]), rtol=1e-5)
+def test_draws_in_single_precision():
+    parameters = [jnp.asarray(v) for v in ([[0.2], [3.0]], [1.0, 1e4, 1e-3], 0.5)]
+    draws = Gig(*parameters).sample(jax.random.key(0), (5000,))
+    assert draws.shape == (5000, 2, 3) and draws.dtype == jnp.float32
+    exact = statistics(*parameters)
+    error = (draws.mean(0) - exact["mean"]) / jnp.sqrt(exact["variance"] / 5000)
+    assert np.all(np.abs(error) < 4)
+
+
+def test_mapped_draws_are_the_draws_of_each_key():
+    q = Gig(jnp.asarray([0.2, 3.0]), 1.0, 0.5)
+    keys = jax.random.split(jax.random.key(1), 7)
+    np.testing.assert_allclose(jax.vmap(lambda key: q.sample(key))(keys)[3], q.sample(keys[3]), rtol=1e-5)
+
+
+def test_properties_are_the_statistics(x64):
+    q = Gig(jnp.asarray([0.2, -3.0]), 1.0, 0.5)
+    for name, value in q.statistics()._asdict().items():
+        np.testing.assert_array_equal(getattr(q, name), value)
 
 
 def test_draws_of_dying_components():
