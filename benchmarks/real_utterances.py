@@ -183,7 +183,7 @@ def run(
 def grams(records: Iterable[dict[str, Any]]) -> fusion.Gram:
     """The scalar products of all records, stacked."""
     return fusion.Gram.stack(
-        [fusion.Gram(np.float64(r["energy"]) * np.ones(()), np.array(r["cross"]), np.array(r["gram"])) for r in records]
+        [fusion.Gram(np.array(r["energy"]), np.array(r["cross"]), np.array(r["gram"])) for r in records]
     )
 
 

@@ -20,7 +20,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -32,7 +32,7 @@ import numpy as np
 
 from bayesfuse import gig, inference, nmf
 from bayesfuse.special import fixed_order
-from bayesfuse.vbnmf import Posterior, Prior, make_prior
+from bayesfuse.vbnmf import Posterior, Prior, Variant, make_prior
 
 ORDERS = (2, 4, 8, 16, 32, 64, 128)
 
@@ -176,15 +176,15 @@ def products(orders: tuple[int, ...], second: int, second_learned: bool) -> int:
     return 4 * sum(orders) + (8 if second_learned else 4) * second
 
 
-def joint_vs_singles(size: Size, repeats: int) -> list[Row]:
+def joint_vs_singles(size: Size, repeats: int, variants: Sequence[Variant] = ("marginal", "explicit")) -> list[Row]:
     power, second = draw_power(size), 16
     rng = np.random.default_rng(3)
     fixed = [rng.gamma(0.5, 2.0, (size.freq, order)).astype(np.float32) + 1e-3 for order in size.orders]
     rows = []
-    for variant in ("marginal", "explicit"):
+    for variant in variants:
         means = [[1.0] * len(size.orders), [1.0 / second]]
 
-        def build(candidates: list[Any], means: list[list[float]], variant: Any = variant) -> Callable[[], Any]:
+        def build(candidates: list[Any], means: list[list[float]], variant: Variant = variant) -> Callable[[], Any]:
             orders = [[W.shape[1] for W in candidates], [second]]
             prior = make_prior(orders, activation_mean=means, beta=1e4, dtype=power.dtype)
             q0 = inference.start(power, [candidates, [second]], prior, variant=variant, ml_iters=0)
