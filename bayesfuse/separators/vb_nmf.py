@@ -16,6 +16,7 @@ from jax import Array
 from jaxtyping import Float
 
 from bayesfuse import estimates, inference
+from bayesfuse._precision import precision
 from bayesfuse.dictionary import Dictionary
 from bayesfuse.inference import Candidate, Fit
 from bayesfuse.separators.contract import Masks, Separation, Separator, separate_channels
@@ -80,7 +81,7 @@ def fit_joint(
         temper=settings.temper,
         dtype=power.dtype,
     )
-    candidates = [[_candidate(c) for c in row] for row in model]
+    candidates = [[_candidate(c, power.dtype) for c in row] for row in model]
     q0 = inference.start(power, candidates, prior, variant=settings.variant, seed=seed, ml_iters=settings.ml_iters)
     return inference.fit(
         power, q0, prior, num_iters=settings.num_iters, tolerance=settings.tolerance, progress=progress
@@ -124,12 +125,12 @@ def choose_shape(
     return max(tried, key=lambda option: fit_joint(power, model, option, seed=seed).free_energy.total)
 
 
-def _candidate(dictionary: Dictionary | int) -> Candidate:
+def _candidate(dictionary: Dictionary | int, dtype: np.dtype) -> Candidate:
     if isinstance(dictionary, int):
         return dictionary
-    if dictionary.harmonic is None:
-        return dictionary.weights
-    return Factor(jnp.asarray(dictionary.weights), jnp.asarray(dictionary.harmonic))
+    with precision(dtype):
+        mean = jnp.asarray(dictionary.weights, dtype)
+        return Factor(mean, mean if dictionary.harmonic is None else jnp.asarray(dictionary.harmonic, dtype))
 
 
 def vb_nmf(
