@@ -303,14 +303,14 @@ def sum_variances(
 
 
 def over(numerator: Float[Array, "*s"], denominator: Float[Array, "*s"]) -> Float[Array, "*s"]:
-    """numerator / denominator with 0 / 0 = 0: a silent bin under a dead model contributes nothing."""
-    return jnp.where(numerator == 0, 0.0, numerator / denominator)
+    """numerator / denominator >= 0 with 0 / 0 = 0: a silent bin under a dead model contributes nothing."""
+    return numerator / jnp.maximum(denominator, jnp.finfo(denominator.dtype).tiny)
 
 
 def over_square(numerator: Float[Array, "*s"], denominator: Float[Array, "*s"]) -> Float[Array, "*s"]:
-    """numerator / denominator^2 without forming the square, which underflows in float32, and with 0 / 0 = 0."""
-    reciprocal = 1.0 / denominator
-    return jnp.where(numerator == 0, 0.0, numerator * reciprocal * reciprocal)
+    """numerator / denominator^2 >= 0 without the square, which underflows in float32, and with 0 / 0 = 0."""
+    reciprocal = 1.0 / jnp.maximum(denominator, jnp.finfo(denominator.dtype).tiny)
+    return numerator * reciprocal * reciprocal
 
 
 def full_mask(power: Float[Array, "freq frame"], mask: Float[Array, " frame"] | None) -> Float[Array, " frame"]:
