@@ -278,8 +278,15 @@ def _half_argument(
     order: FixedOrder, rho: Float[Array, "..."], tau: Float[Array, "..."]
 ) -> tuple[Float[Array, "..."], Float[Array, "..."], Bool[Array, "..."]]:
     """Return h = sqrt(rho tau) kept off zero, its logarithm, and whether tau counts as zero."""
-    h = jnp.sqrt(rho) * jnp.sqrt(tau)  # the product rho tau may overflow
-    tiny = 4 * jnp.finfo(order.nu.dtype).tiny
+    info = jnp.finfo(order.nu.dtype)
+    tiny = 4 * info.tiny
+    # One square root, for the compiler stores each one it meets, of a product that may leave the range.
+    product = rho * tau
+    shift = 2.0 ** (info.maxexp // 2)
+    over, under = product > info.max, (product < info.tiny) & (tau > 0)
+    scale = jnp.where(over, 1 / shift, jnp.where(under, shift, 1.0))
+    back = jnp.where(over, shift, jnp.where(under, 1 / shift, 1.0))
+    h = jnp.sqrt((rho * scale) * (tau * scale)) * back
     gamma_limit = h < tiny
     h = jnp.maximum(h, tiny)
     return h, log_normal(h), gamma_limit
@@ -300,13 +307,14 @@ def moments(
     """
     h, log_h, gamma_limit = _half_argument(order, rho, tau)
     state, _ = order._climb(h, log_h)
-    # Both results follow from one array, R or h / R, whichever can neither underflow nor overflow. The barrier has it
-    # computed once: the compiler would repeat the whole chain for each of two outputs.
-    up = order.nu_minus_one > 0
-    lead = jax.lax.optimization_barrier(jnp.where(up, state.below, state.ratio))
-    # In the limit T = 0, and h/R = gamma - 1 + T(gamma - 1) is left with gamma - 1.
-    half = jnp.where(gamma_limit, 0.0, h * jnp.where(up, h / lead, lead))
-    below = jnp.where(gamma_limit, jnp.maximum(order.nu_minus_one, 0.0), jnp.where(up, lead, h / lead))
+    # Both results follow from one array, which the compiler stores: neither R of an order up to one nor,
+    # above, h / R = gamma - 1 + T(gamma - 1) leave the range. In the limit T = 0.
+    if order.steps > 0:
+        half = jnp.where(gamma_limit, 0.0, h * (h / state.below))
+        below = jnp.where(gamma_limit, order.nu_minus_one, state.below)
+    else:
+        half = jnp.where(gamma_limit, 0.0, h * state.ratio)
+        below = jnp.where(gamma_limit, 0.0, h / state.ratio)
     return (order.nu + half) / rho, below / rho
 
 
