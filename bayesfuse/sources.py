@@ -1,7 +1,7 @@
 """What is known of the sources of a mixture, turned into dictionaries: recordings, saved dictionaries, or nothing."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -134,7 +134,8 @@ def _orders(name: str, value: int | Sequence[int]) -> list[int]:
 def _load(name: str, spec: Recordings, rate: int, transform: Transform, wanted: list[int] | None) -> Known:
     if _is_learned(spec):
         return Known(_required(name, wanted))
-    items: list[Any] = [spec] if isinstance(spec, str | os.PathLike | np.ndarray | Dictionary) else list(spec)
+    single = isinstance(spec, str | os.PathLike | np.ndarray | Dictionary) or not isinstance(spec, Iterable)
+    items: list[Any] = [spec] if single else list(spec)
     if not items:
         raise ValueError(f"sources[{name!r}] is empty: give recordings, a dictionary, or {LEARN!r}.")
     if all(isinstance(item, Dictionary) or _is_dictionary_file(item) for item in items):
