@@ -308,7 +308,7 @@ def fit(
     *,
     num_iters: int = 50,
     tolerance: float | None = None,
-    trace_every: int = 5,
+    trace_every: int = 10,
     sequence: str | None = None,
     progress: bool = False,
 ) -> Fit:

@@ -29,10 +29,14 @@ from bayesfuse.vbnmf_posterior import (
 
 
 class _Weights(NamedTuple):
-    """How the bound sees the variance of one order: const - slope . E[w h] - curve . phi^2 E[1/w] E[1/h]."""
+    """How the bound sees the variance of one order: const - slope . E[w h] - curve . phi^2 E[1/w] E[1/h].
+
+    Frames whose mask is 0 have weights, too, which move their own activations and must not reach a dictionary.
+    """
 
     slope: Float[Array, "freq frame"]
     curve: Float[Array, "freq frame"]
+    mask: Float[Array, " frame"]
 
 
 Update = Callable[[Sequence[Component], int, Prior, Sequence[_Weights]], list[Component]]
@@ -65,8 +69,9 @@ def _update_dictionaries(
     rhos, taus = [], []
     for m, p in zip(learned, priors, strict=True):
         w, h = orders[m].dictionary, orders[m].activations
-        rhos.append(p.rate + weights[m].slope @ h.mean.T)
-        taus.append(w.harmonic * (w.harmonic * (weights[m].curve @ h.harmonic.T)))
+        slope, curve, mask = weights[m]
+        rhos.append(p.rate + slope @ valid(mask, h.mean).T)
+        taus.append(w.harmonic * (w.harmonic * (curve @ valid(mask, h.harmonic).T)))
     updated = list(orders)
     for m, factor in zip(learned, _posteriors(priors, rhos, taus, prior.one_shape), strict=True):
         updated[m] = Component(factor, orders[m].activations)
@@ -95,7 +100,7 @@ def _multiply_activations(
     for c, weight in zip(orders, weights, strict=True):
         w, h = c.dictionary, c.activations
         slope = w.mean.T @ weight.slope
-        mean = jnp.where(slope > 0, h.mean * (w.mean.T @ weight.curve) / slope, h.mean)  # no slope in padded frames
+        mean = h.mean * (w.mean.T @ weight.curve) / slope
         # An exact zero could never revive under a shape below one, whose harmonic mean stays zero.
         mean = jnp.maximum(mean, 1e-6 / c.order)
         updated.append(Component(w, Factor(mean, mean, h.rho, h.tau, learned=True)))
@@ -143,7 +148,7 @@ def _sweep_marginal(
                 slope = slope + shares[position] / sum_variances(prior.noise, v.expected, choice)
                 total = sum_variances(prior.noise, v.harmonic, choice)
                 curve = curve + shares[position] * over_square(power, total)
-            weights.append(_Weights(valid(mask, slope), valid(mask, curve)))
+            weights.append(_Weights(slope, curve, mask))
         components[j] = tuple(update(orders, j, prior, weights))
         v = _refreshed(v, j, orders, components[j])
     return eqx.tree_at(lambda t: t.components, q, tuple(components)), v
@@ -162,7 +167,7 @@ def _sweep_explicit(
     components = list(q.components)
     for j, orders in enumerate(components):
         weights = [
-            _Weights(valid(mask, 1.0 / omega), valid(mask, over_square(second[j], harmonic)))
+            _Weights(1.0 / omega, valid(mask, over_square(second[j], harmonic)), mask)
             for omega, harmonic in zip(v.expected[j], v.harmonic[j], strict=True)
         ]
         components[j] = tuple(update(orders, j, prior, weights))
