@@ -33,8 +33,9 @@ def output_folder(path: str | os.PathLike[str], products: Sequence[str], *, over
         If the folder cannot be made or written.
     """
     target = Path(path)
-    if target.exists() and not target.is_dir():
-        raise ValueError(f"the output {target} exists and is not a folder: give the name of another one")
+    existing = next(folder for folder in (target, *target.absolute().parents) if os.path.lexists(folder))
+    if not existing.is_dir():
+        raise ValueError(f"cannot write {target}: {existing} exists and is not a folder")
     if not overwrite and target.is_dir() and any(target.iterdir()):
         raise ValueError(f"the output folder {target} exists and is not empty: name another one, or add --overwrite")
     home = target if target.is_dir() else target.parent

@@ -319,8 +319,6 @@ def _orders(name: str, values: list[str]) -> list[int]:
 
 def _source(name: str, values: list[str], rate: int, resampled: bool) -> Any:
     """What `separate` takes for a source: "learn", dictionary files, recordings as paths, or as arrays if resampled."""
-    import glob
-
     from bayesfuse import audio
 
     # A comma can be part of a name.
@@ -329,18 +327,12 @@ def _source(name: str, values: list[str], rate: int, resampled: bool) -> Any:
         if len(items) > 1:
             raise ValueError(f"--source {name}: 'learn' stands alone, without recordings")
         return "learn"
-    dictionaries: list[str] = []
-    recordings: list[str] = []
-    for item in items:
-        if not item.endswith(".npz"):
-            recordings.append(item)
-        else:
-            dictionaries += sorted(glob.glob(item)) if glob.has_magic(item) and not Path(item).exists() else [item]
-    if dictionaries:
-        if recordings:
-            raise ValueError(f"--source {name}: give recordings or dictionaries (.npz), not both")
-        return dictionaries
-    files = audio.collect(recordings)
+    saved = [item for item in items if item.endswith(".npz")]
+    if saved and len(saved) < len(items):
+        raise ValueError(f"--source {name}: give recordings or dictionaries (.npz), not both")
+    if saved:
+        return [file for item in saved for file in _dictionary_files(item)]
+    files = audio.collect(items)
     if resampled:
         return [audio.read(file, rate=rate)[0] for file in files]
     for file in files:
@@ -349,6 +341,15 @@ def _source(name: str, values: list[str], rate: int, resampled: bool) -> Any:
             raise ValueError(
                 f"{file} has a rate of {other} Hz, the mixture {rate} Hz: add --rate {min(rate, other)} to resample"
             )
+    return files
+
+
+def _dictionary_files(pattern: str) -> list[str]:
+    import glob
+
+    files = [pattern] if Path(pattern).exists() else sorted(glob.glob(pattern))
+    if not files:
+        raise FileNotFoundError(f"no dictionaries {pattern}; looked from {Path.cwd()}")
     return files
 
 
