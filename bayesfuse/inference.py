@@ -41,7 +41,7 @@ from bayesfuse.vbnmf import (
 
 Learned = Literal["quantised", "prior"]
 Power = Float[np.ndarray | Array, "freq frame"]
-Candidate = int | Factor | Float[np.ndarray | Array, "freq component"]
+Candidate = int | Factor | Float[np.ndarray | Array, "_ _"]
 
 
 class Fit(eqx.Module):
