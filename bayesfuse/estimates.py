@@ -136,7 +136,7 @@ class Draws(NamedTuple):
 
 @eqx.filter_jit
 def _sample_factor(key: Array, factor: Factor, prior: GammaPrior) -> Array:
-    if factor.rho is None or factor.tau is None:
+    if not factor.learned or factor.rho is None or factor.tau is None:
         return factor.mean
     return Gig(prior.shape.nu, factor.rho, factor.tau).sample(key)
 
