@@ -48,7 +48,7 @@ class ComplexNormal(dist.Distribution):
     For observed or forward-drawn coefficients: NUTS, which moves real numbers, cannot have it as a latent site.
     """
 
-    arg_constraints = {"power": constraints.positive}  # noqa: RUF012 (the way NumPyro declares it)
+    arg_constraints = {"power": constraints.nonnegative}  # noqa: RUF012 (the way NumPyro declares it)
     support = _Finite()
 
     def __init__(self, power: Any, *, validate_args: bool | None = None) -> None:
@@ -95,8 +95,8 @@ def model(
     Parameters
     ----------
     X
-        Observed STFT of the mixture, in the unit of the prior (`inference.fit` divides by the root mean power first), or
-        None for forward draws.
+        Observed STFT of the mixture, in the unit of the prior (`inference.fit` divides by the root mean power first),
+        or None for forward draws.
     candidates
         ``[source][order]``: an integer, the order of a dictionary with its Gamma prior, or a given dictionary.
     prior

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from oracles import problems
+from oracles.problems import FRAMES, FREQ, ORDERS, candidates, fitted, recording
 
 from bayesfuse import estimates
 from bayesfuse.inference import fit, normalise, start
@@ -20,29 +21,6 @@ from bayesfuse.vbnmf import Component, Posterior, free_energy, make_prior, step,
 
 FAST = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 VARIANTS = ["marginal", "explicit"]
-ORDERS = [[1, 3], [2]]
-FREQ, FRAMES = 5, 12
-
-
-def recording(seed=0, frames=FRAMES, dtype=np.float64):
-    """A power spectrogram of the size that all laws share, with a silent bin."""
-    rng = np.random.default_rng(seed)
-    power = rng.gamma(0.5, 1.0, (FREQ, 2)) @ rng.gamma(0.5, 1.0, (2, frames)) * rng.exponential(1.0, (FREQ, frames))
-    power[0, 0] = 0.0
-    return power.astype(dtype)
-
-
-def candidates(dtype=np.float64):
-    """Fixed dictionaries of two orders for the first source, a learned one of order 2 for the second."""
-    rng = np.random.default_rng(99)
-    return [[rng.gamma(1.0, 1.0, (FREQ, k)).astype(dtype) for k in ORDERS[0]], [2]]
-
-
-def fitted(power, variant="marginal", *, seed=0, num_iters=20, prior=None, given=None, **options):
-    values = {"noise": 1e-3, "beta": 5.0, "activation_mean": [[1.0, 1.0], [0.5]], **(prior or {})}
-    model = make_prior(ORDERS, dtype=power.dtype, **values)
-    q0 = start(power, given or candidates(power.dtype), model, variant=variant, seed=seed)
-    return fit(power, q0, model, num_iters=num_iters, **options)
 
 
 def assert_same(a, b, rtol, what=""):
@@ -107,7 +85,7 @@ def test_no_update_lowers_the_objective(x64, layout, variant, temper, shared):
 )
 def test_trace_of_fit_never_falls(variant, seed, noise, beta, a, b):
     result = fitted(recording(seed), variant, seed=seed, prior={"noise": noise, "beta": beta, "a": a, "b": b})
-    assert result.trace_iterations == (5, 10, 15, 20)
+    assert result.trace_iterations == (10, 20)
     assert np.all(np.diff(result.trace) >= -1e-11 * np.max(np.abs(result.trace)))
     # The last record is of the state before q(S) was made optimal for the final factors, which can only raise it.
     energy = result.free_energy

@@ -227,7 +227,7 @@ def frames_case(data, k, orders, variant, beta=1.0):
     layout = [[-(m + 1) for m in orders], [-1]]
     prior = make_prior([[m + 1 for m in orders], [1]], b=b, noise=noise, beta=beta, dtype=np.float64)
     q = problems.random_posterior(np.random.default_rng(k), layout, *X.shape, prior, variant)
-    q = with_dictionaries(q, [[data[f"{name}W1m{m}"] for m in orders], [data[name + "W2"]]])
+    q = problems.with_dictionaries(q, [[data[f"{name}W1m{m}"] for m in orders], [data[name + "W2"]]])
     energy, scores = evidence_program()(jnp.asarray(np.abs(X) ** 2), q, prior)
     totals = [float(data[f"{name}logevidence_m{m}"]) for m in orders]
     return energy, scores, totals, [data[f"{name}logevidence_frames_m{m}"] for m in orders]
@@ -257,17 +257,6 @@ def test_per_frame_explicit_bound_is_below_the_exact_evidence(x64, m):
         energy, _, (total,), (frames,) = frames_case(data, k, [m], "explicit")
         np.testing.assert_array_less(energy.per_frame("repeat"), frames + 1e-9)
         assert energy.total <= total + 1e-9
-
-
-def with_dictionaries(q, values):
-    components = tuple(
-        tuple(
-            type(c)(type(c.dictionary)(jnp.asarray(w), jnp.asarray(w)), c.activations)
-            for c, w in zip(orders, row, strict=True)
-        )
-        for orders, row in zip(q.components, values, strict=True)
-    )
-    return Posterior(components, q.log_order, q.source_variance, q.variant)
 
 
 # Updates --------------------------------------------------------------------------------------------------------------

@@ -3,10 +3,13 @@
 A layout is ``[source][order]``, a number of components per entry, negative for a dictionary that is held fixed.
 """
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from oracles import vbnmf as oracle
 
+from bayesfuse import model
+from bayesfuse.inference import fit, start
 from bayesfuse.vbnmf import Component, Factor, Posterior, combine_logs, make_prior
 
 
@@ -84,6 +87,17 @@ def constant_posterior(rng, layout, freq, frames, prior, variant, dtype=np.float
     return Posterior(components, prior.order, variances, "explicit")
 
 
+def with_dictionaries(q, values):
+    """The posterior with these dictionaries held fixed, ``[source][order]``."""
+    components = tuple(
+        tuple(
+            Component(Factor(jnp.asarray(w), jnp.asarray(w)), c.activations) for c, w in zip(orders, row, strict=True)
+        )
+        for orders, row in zip(q.components, values, strict=True)
+    )
+    return Posterior(components, q.log_order, q.source_variance, q.variant)
+
+
 def random_mixture(rng, freq, frames, dtype=np.complex128):
     scale = np.sqrt(rng.gamma(0.7, 1.0, (freq, frames)))
     return (scale * (rng.standard_normal((freq, frames)) + 1j * rng.standard_normal((freq, frames)))).astype(dtype)
@@ -118,3 +132,55 @@ def exact(X, q, prior, table=None, auxiliary=None):
         return parts, weights, [oracle.product(pi)]
     mean, covariance = oracle.source_posterior(X, noise, np.asarray(q.source_variance))
     return oracle.explicit_bound(X, noise, table, weights, pi, mean, covariance, auxiliary), weights, pi
+
+
+# A recording and its fit, of the one shape that several test files share, because compiling it takes seconds ---------
+
+ORDERS = [[1, 3], [2]]
+FREQ, FRAMES = 5, 12
+
+
+def recording(seed=0, frames=FRAMES, dtype=np.float64):
+    """A power spectrogram of the size that all laws share, with a silent bin."""
+    rng = np.random.default_rng(seed)
+    power = rng.gamma(0.5, 1.0, (FREQ, 2)) @ rng.gamma(0.5, 1.0, (2, frames)) * rng.exponential(1.0, (FREQ, frames))
+    power[0, 0] = 0.0
+    return power.astype(dtype)
+
+
+def candidates(dtype=np.float64):
+    """Fixed dictionaries of two orders for the first source, a learned one of order 2 for the second."""
+    rng = np.random.default_rng(99)
+    return [[rng.gamma(1.0, 1.0, (FREQ, k)).astype(dtype) for k in ORDERS[0]], [2]]
+
+
+def fitted(power, variant="marginal", *, seed=0, num_iters=20, prior=None, given=None, **options):
+    values = {"noise": 1e-3, "beta": 5.0, "activation_mean": [[1.0, 1.0], [0.5]], **(prior or {})}
+    model = make_prior(ORDERS, dtype=power.dtype, **values)
+    q0 = start(power, given or candidates(power.dtype), model, variant=variant, seed=seed)
+    return fit(power, q0, model, num_iters=num_iters, **options)
+
+
+# Data drawn from the model --------------------------------------------------------------------------------------------
+
+
+def synthetic(seed, b, freq=20, frames=30, noise=1e-2, orders=(1, 3), true=1, background=2):
+    """A forward draw from given dictionaries: everything that `fit_synthetic` needs, and the truth."""
+    rng = np.random.default_rng(seed)
+    given = [[rng.gamma(1.0, 1.0, (freq, k)) for k in orders], [rng.gamma(1.0, 1.0, (freq, background))]]
+    prior = make_prior([list(orders), [background]], b=b, noise=noise, dtype=np.float64)
+    return model.simulate(jax.random.key(seed), given, prior, (freq, frames), orders=[true, 0]), given
+
+
+def fit_synthetic(truth, given, b, variant="marginal", noise=1e-2, num_iters=60):
+    """The fit under the true prior; it normalises the mixture, so that the mean activation is divided by the level."""
+    power = np.abs(truth.X) ** 2
+    level = power.mean()
+    prior = make_prior(
+        [[w.shape[1] for w in row] for row in given],
+        b=b,
+        noise=noise / level,
+        activation_mean=[[1 / level] * len(row) for row in given],
+        dtype=np.float64,
+    )
+    return power, fit(power, start(power, given, prior, variant=variant), prior, num_iters=num_iters)
