@@ -8,7 +8,7 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -287,7 +287,7 @@ def _separate(args: argparse.Namespace) -> None:
 
 
 @contextlib.contextmanager
-def _quiet_plots():
+def _quiet_plots() -> Iterator[None]:
     """Names of sources may have letters that the font lacks; a missing letter is no reason for warnings here."""
     import warnings
 
