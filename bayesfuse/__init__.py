@@ -14,31 +14,52 @@ from typing import TYPE_CHECKING, Any
 from bayesfuse._version import __version__
 
 if TYPE_CHECKING:
-    from bayesfuse.audio import read as read, write as write
-    from bayesfuse.dictionary import Dictionary as Dictionary, train_dictionary as train_dictionary
+    from bayesfuse.audio import read as read
+    from bayesfuse.audio import write as write
+    from bayesfuse.dictionary import Dictionary as Dictionary
+    from bayesfuse.dictionary import train_dictionary as train_dictionary
     from bayesfuse.distributions import GeneralizedInverseGaussian as GeneralizedInverseGaussian
-    from bayesfuse.estimates import draw as draw, moments as moments
+    from bayesfuse.estimates import draw as draw
+    from bayesfuse.estimates import moments as moments
     from bayesfuse.fusion import (
         fuse as fuse,
+    )
+    from bayesfuse.fusion import (
         gram as gram,
+    )
+    from bayesfuse.fusion import (
         mean_weights as mean_weights,
+    )
+    from bayesfuse.fusion import (
         select_weights as select_weights,
+    )
+    from bayesfuse.fusion import (
         vb_weights as vb_weights,
     )
     from bayesfuse.gig import Gig as Gig
-    from bayesfuse.inference import Fit as Fit, fit as fit
+    from bayesfuse.inference import Fit as Fit
+    from bayesfuse.inference import fit as fit
     from bayesfuse.metrics import sdr as sdr
     from bayesfuse.nmf import NMF as NMF
     from bayesfuse.results import Result as Result
     from bayesfuse.separation import separate as separate
     from bayesfuse.separators.contract import Separation as Separation
     from bayesfuse.separators.ml_nmf import ml_nmf as ml_nmf
-    from bayesfuse.separators.vb_nmf import Settings as Settings, joint_vb_nmf as joint_vb_nmf, vb_nmf as vb_nmf
-    from bayesfuse.transforms import QERB as QERB, STFT as STFT
+    from bayesfuse.separators.vb_nmf import Settings as Settings
+    from bayesfuse.separators.vb_nmf import joint_vb_nmf as joint_vb_nmf
+    from bayesfuse.separators.vb_nmf import vb_nmf as vb_nmf
+    from bayesfuse.transforms import QERB as QERB
+    from bayesfuse.transforms import STFT as STFT
     from bayesfuse.vbnmf import (
         FreeEnergy as FreeEnergy,
+    )
+    from bayesfuse.vbnmf import (
         Posterior as Posterior,
+    )
+    from bayesfuse.vbnmf import (
         Prior as Prior,
+    )
+    from bayesfuse.vbnmf import (
         make_prior as make_prior,
     )
 

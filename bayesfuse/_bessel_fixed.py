@@ -26,9 +26,7 @@ def _polynomial(coefficients: Float[Array, " power"], x: Float[Array, "..."]) ->
     return value
 
 
-def _expm1_over(
-    y: Float[Array, "..."], exp_y: Float[Array, "..."], mu: Float[Array, ""]
-) -> Float[Array, "..."]:
+def _expm1_over(y: Float[Array, "..."], exp_y: Float[Array, "..."], mu: Float[Array, ""]) -> Float[Array, "..."]:
     """Return (exp(y) - 1) / mu for y <= 0, with exp(y) already known."""
     terms = 7 if y.dtype == jnp.float32 else 14
     inner = jnp.maximum(y, -0.5)  # the series is used on [-1/2, 0] only

@@ -59,9 +59,7 @@ def _horner(coefficients: np.ndarray, x: Values) -> Values:
 
 def _economised(series: np.ndarray) -> np.ndarray:
     """Return the polynomial of degree 13 that interpolates a power series on [0, 0.91]."""
-    fit = np.polynomial.Chebyshev.interpolate(
-        np.polynomial.Polynomial(series), 13, domain=[0.0, _ONE_TERM**2 + 1e-3]
-    )
+    fit = np.polynomial.Chebyshev.interpolate(np.polynomial.Polynomial(series), 13, domain=[0.0, _ONE_TERM**2 + 1e-3])
     return fit.convert(kind=np.polynomial.Polynomial).coef
 
 
@@ -69,9 +67,7 @@ _K = np.arange(1, 40)
 # Of nu^2 on [0, 0.91], without the singularity at nu = 1 so that few terms suffice:
 # (log Gamma(1-nu) - log Gamma(1+nu)) / (2 nu) - atanh(nu)/nu
 #   = euler - 1 + sum_k (zeta(2k+1) - 1) nu^(2k)/(2k+1)
-_ODD_ZETA = _economised(
-    np.concatenate([[np.euler_gamma - 1], scipy.special.zetac(2 * _K + 1) / (2 * _K + 1)])
-)
+_ODD_ZETA = _economised(np.concatenate([[np.euler_gamma - 1], scipy.special.zetac(2 * _K + 1) / (2 * _K + 1)]))
 # log(pi nu / sin(pi nu)) + log(1 - nu^2) = sum_k (zeta(2k) - 1) nu^(2k)/k
 _EVEN_ZETA = _economised(np.concatenate([[0.0], scipy.special.zetac(2 * _K) / _K]))
 _ATANH = 1.0 / (2 * np.arange(12) + 1)
@@ -296,7 +292,6 @@ def _bessel_jvp(primals: tuple[Values, Values], tangents: tuple[Values, Values])
         d_excess,
         2 * d_excess + 2 * d_nu,
         cross * d_x + second.curvature * d_nu,
-        -jnp.clip(jnp.where(x > 1, excess / x, ratio - 1), -largest, largest) * d_x
-        + value.scaled_slope * d_nu,
+        -jnp.clip(jnp.where(x > 1, excess / x, ratio - 1), -largest, largest) * d_x + value.scaled_slope * d_nu,
         -(ratio_nu * d_x) + second.curvature * d_nu,
     )

@@ -57,9 +57,7 @@ def temme_series(mu: float, terms: int) -> dict[str, Vector]:
     p = np.array([plus / 2, 0], np.longdouble)
     q = np.array([minus / 2, mu * minus / 2], np.longdouble)
     f = np.array([difference / 2, -minus / 2], np.longdouble)
-    q_of_power = (
-        np.longdouble(minus) / 2
-    )  # q as a multiple of t^mu, kept apart: it must not be formed by 1 + mu phi
+    q_of_power = np.longdouble(minus) / 2  # q as a multiple of t^mu, kept apart: it must not be formed by 1 + mu phi
     rows, q_rows = [f], [q_of_power]
     factorial = np.longdouble(1)
     for k in range(1, _SERIES + 1):

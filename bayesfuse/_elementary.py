@@ -8,9 +8,7 @@ from jaxtyping import Array, Float
 
 _MANTISSA_BITS = 52
 _HALF_SQRT = 0x3FE6A09E667F3BCD  # bits of sqrt(1/2)
-_INTEGER_BITS = (
-    0x4330000000000000  # bits of 2^52: a small integer in the mantissa becomes that number plus 2^52
-)
+_INTEGER_BITS = 0x4330000000000000  # bits of 2^52: a small integer in the mantissa becomes that number plus 2^52
 _LIFT = 2048  # keeps the integer positive
 
 

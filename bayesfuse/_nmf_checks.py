@@ -10,18 +10,12 @@ def checked_power(power: Any, mask: Any) -> tuple[np.ndarray, np.ndarray]:
     """Power and the frames to keep, or ValueError."""
     P = np.asarray(power)
     if P.size == 0:
-        raise ValueError(
-            f"the power spectrogram is empty, of shape {P.shape}: expected at least one bin and frame"
-        )
+        raise ValueError(f"the power spectrogram is empty, of shape {P.shape}: expected at least one bin and frame")
     keep = np.ones(P.shape[1], bool) if mask is None else np.asarray(mask)
     if keep.shape != P.shape[1:]:
-        raise ValueError(
-            f"the mask has shape {keep.shape} and the power {P.shape[1]} frames: give one entry a frame"
-        )
+        raise ValueError(f"the mask has shape {keep.shape} and the power {P.shape[1]} frames: give one entry a frame")
     if not (np.isfinite(P[:, keep]).all() and P[:, keep].min(initial=0.0) >= 0.0):
-        raise ValueError(
-            "the power has negative, infinite or NaN entries: expected |X|^2 of finite coefficients"
-        )
+        raise ValueError("the power has negative, infinite or NaN entries: expected |X|^2 of finite coefficients")
     return P, keep
 
 
@@ -48,9 +42,7 @@ def check_dictionary(weights: np.ndarray, name: str) -> None:
         raise ValueError(f"{name} has negative, infinite or NaN entries: expected power spectra >= 0")
     zero = np.flatnonzero(weights.max(axis=0) == 0.0)
     if zero.size:
-        raise ValueError(
-            f"{name} is zero in column(s) {zero.tolist()}: remove them, or train on sounding material"
-        )
+        raise ValueError(f"{name} is zero in column(s) {zero.tolist()}: remove them, or train on sounding material")
 
 
 def checked_activations(
@@ -59,21 +51,15 @@ def checked_activations(
     """Activations in the dtype of the power (by default equal shares of the mean power), or ValueError."""
     if activations is None:
         shares = [scale / (len(Ws) * W.mean(dtype=np.float64) * W.shape[1]) for W in Ws]
-        return [
-            np.full((W.shape[1], P.shape[1]), share, P.dtype) for W, share in zip(Ws, shares, strict=True)
-        ]
+        return [np.full((W.shape[1], P.shape[1]), share, P.dtype) for W, share in zip(Ws, shares, strict=True)]
     if len(activations) != len(Ws):
-        raise ValueError(
-            f"{len(activations)} sets of activations for {len(Ws)} dictionaries: expected one each"
-        )
+        raise ValueError(f"{len(activations)} sets of activations for {len(Ws)} dictionaries: expected one each")
     Hs = [np.asarray(H).astype(P.dtype) for H in activations]
     for j, (W, H) in enumerate(zip(Ws, Hs, strict=True)):
         if H.shape != (W.shape[1], P.shape[1]):
             raise ValueError(f"activations {j} have shape {H.shape}: expected {(W.shape[1], P.shape[1])}")
         if not (np.isfinite(H).all() and H.min() >= 0.0):
-            raise ValueError(
-                f"activations {j} have negative, infinite or NaN entries: expected finite numbers >= 0"
-            )
+            raise ValueError(f"activations {j} have negative, infinite or NaN entries: expected finite numbers >= 0")
     return Hs
 
 
@@ -86,6 +72,4 @@ def checked_settings(noise: float, num_iters: int, floor: float, exponent: float
     if not 0.0 <= floor < 1.0:
         raise ValueError(f"floor is {floor}: expected a fraction of the mean power in [0, 1), such as 1e-10")
     if not 0.0 < exponent <= 1.0:
-        raise ValueError(
-            f"exponent is {exponent}: expected a number in (0, 1], where no update raises the cost"
-        )
+        raise ValueError(f"exponent is {exponent}: expected a number in (0, 1], where no update raises the cost")

@@ -173,9 +173,7 @@ def blocks(
     return generate()
 
 
-def write(
-    path: PathLike, audio: Shaped[np.ndarray | Array, "..."], rate: int, *, subtype: str | None = None
-) -> None:
+def write(path: PathLike, audio: Shaped[np.ndarray | Array, "..."], rate: int, *, subtype: str | None = None) -> None:
     """Write audio to a WAV, FLAC or OGG file, all or nothing.
 
     The file appears under its name only when complete, replacing one that exists. Samples are never rescaled;
@@ -221,9 +219,7 @@ def write(
     temporary = target.with_name(f".{uuid.uuid4().hex}{target.suffix}")
     try:
         temporary.open("xb").close()  # so that the system's own errors (no permission) come first
-        with soundfile.SoundFile(
-            temporary, "w", rate, samples.shape[0], subtype=subtype, format=container
-        ) as file:
+        with soundfile.SoundFile(temporary, "w", rate, samples.shape[0], subtype=subtype, format=container) as file:
             for first in range(0, samples.shape[-1], _WRITE_SIZE):
                 file.write(_encoded(samples[:, first : first + _WRITE_SIZE].T, subtype))
         os.replace(temporary, target)
@@ -315,9 +311,7 @@ def check_audio(
         remedy = "take the real part" if array.dtype.kind == "c" else "convert it with .astype('float32')"
         raise ValueError(f"{name}: got dtype {array.dtype}, expected float32 or float64; {remedy}.")
     if array.ndim not in (1, 2):
-        raise ValueError(
-            f"{name}: got {array.ndim} axes, shape {array.shape}; expected [channel, sample] or [sample]."
-        )
+        raise ValueError(f"{name}: got {array.ndim} axes, shape {array.shape}; expected [channel, sample] or [sample].")
     array = np.atleast_2d(array)
     if array.size == 0:
         raise ValueError(f"{name}: is empty, shape {array.shape}; at least one sample is needed.")
@@ -408,9 +402,7 @@ def _open(path: PathLike) -> "Iterator[soundfile.SoundFile]":
         raise ValueError(f"{name} cannot be decoded as audio: {error.error_string}") from error
 
 
-def _read(
-    file: "soundfile.SoundFile", path: PathLike, count: int, dtype: Any
-) -> Float[np.ndarray, "channel sample"]:
+def _read(file: "soundfile.SoundFile", path: PathLike, count: int, dtype: Any) -> Float[np.ndarray, "channel sample"]:
     kind = np.dtype(dtype)
     if kind not in (np.float32, np.float64):
         raise ValueError(f"audio is read as float32 or float64, not {kind}.")
@@ -426,9 +418,7 @@ def _read(
     return audio
 
 
-def _encoded(
-    frames: Float[np.ndarray, "sample channel"], subtype: str
-) -> Shaped[np.ndarray, "sample channel"]:
+def _encoded(frames: Float[np.ndarray, "sample channel"], subtype: str) -> Shaped[np.ndarray, "sample channel"]:
     """Samples as libsndfile takes them without a change: it would truncate, not round, floats to PCM."""
     if subtype not in _PCM_BITS:
         return frames

@@ -246,9 +246,7 @@ class MiniMus:
         self._manifest = _manifest(self.path, "mini-mus")
         self.rate: int = self._manifest["sample_rate"]
         items = {item["id"]: item for item in self._manifest["items"]}
-        self._records = {
-            split: [items[name] for name in names] for split, names in self._manifest["split"].items()
-        }
+        self._records = {split: [items[name] for name in names] for split, names in self._manifest["split"].items()}
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -267,15 +265,12 @@ class MiniMus:
 
     def _form(self, record: Mapping[str, Any], split: str) -> Mixture:
         stems = {
-            name: _load(self.path / path, self.rate, 0, record["samples"])
-            for name, path in record["stems"].items()
+            name: _load(self.path / path, self.rate, 0, record["samples"]) for name, path in record["stems"].items()
         }
         mixture = np.sum(list(stems.values()), axis=0)
         formed = {"mixture_peak": np.max(np.abs(mixture)), "mixture_rms_dbfs": _dbfs(mixture)}
         formed |= {name: _dbfs(stem) for name, stem in stems.items()}
-        published = {key: record[key] for key in ("mixture_peak", "mixture_rms_dbfs")} | record[
-            "stem_rms_dbfs"
-        ]
+        published = {key: record[key] for key in ("mixture_peak", "mixture_rms_dbfs")} | record["stem_rms_dbfs"]
         # This set publishes levels rounded to 1e-2 dB and peaks to 1e-4.
         units = {key: 1e-4 if key == "mixture_peak" else 1e-2 for key in published}
         _compare(record["id"], formed, published, {key: 0.51 * unit for key, unit in units.items()})
@@ -314,9 +309,7 @@ class MiniBinaural:
         As `MiniChime`, for either folder.
     """
 
-    def __init__(
-        self, path: PathLike, mini_chime: PathLike | None = None, *, dtype: Any = np.float32
-    ) -> None:
+    def __init__(self, path: PathLike, mini_chime: PathLike | None = None, *, dtype: Any = np.float32) -> None:
         self.path = Path(path)
         self.dtype = np.dtype(dtype)
         self._manifest = _manifest(self.path, "mini-binaural")
@@ -451,9 +444,7 @@ def _verify(record: Mapping[str, Any], formed: Mapping[str, Any]) -> None:
     _compare(record["id"], formed, published, {key: _TOLERANCE * np.abs(published[key]) for key in published})
 
 
-def _compare(
-    name: str, formed: Mapping[str, Any], published: Mapping[str, Any], tolerances: Mapping[str, Any]
-) -> None:
+def _compare(name: str, formed: Mapping[str, Any], published: Mapping[str, Any], tolerances: Mapping[str, Any]) -> None:
     for key, value in published.items():
         if np.any(np.abs(np.subtract(formed[key], value)) > tolerances[key]):
             raise ValueError(

@@ -154,13 +154,9 @@ class Dictionary(eqx.Module):
             description = json.loads(str(content.pop("description")[()]))
             schema = description.pop("schema")
         except (ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as error:
-            raise ValueError(
-                f"{path} is not a dictionary file, or is damaged ({error}): train it again"
-            ) from error
+            raise ValueError(f"{path} is not a dictionary file, or is damaged ({error}): train it again") from error
         if schema != _SCHEMA:
-            raise ValueError(
-                f"{path} has schema {schema}, this version reads {_SCHEMA}: update, or train again"
-            )
+            raise ValueError(f"{path} has schema {schema}, this version reads {_SCHEMA}: update, or train again")
         try:
             return Dictionary(**description, **content)
         except (TypeError, ValueError) as error:
@@ -341,9 +337,7 @@ def _training_power(
 def _pieces(signals: list[np.ndarray], transform: Transform, dtype: np.dtype[Any]) -> Iterator[Any]:
     for signal in signals:
         for start in range(0, signal.size, _PIECE):
-            yield transform.power(
-                transform.analysis(signal[start : start + _PIECE].astype(dtype, copy=False))
-            )
+            yield transform.power(transform.analysis(signal[start : start + _PIECE].astype(dtype, copy=False)))
 
 
 def _check_rate(rate: int) -> None:

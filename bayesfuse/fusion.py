@@ -431,9 +431,7 @@ def fuse(
     analysed again, since estimates may come from separators with other transforms or with none.
     """
     if weights.ndim not in (1, 2) or weights.shape[0] == 0:
-        raise ValueError(
-            f"fuse got weights of shape {weights.shape}; they must be [model] or [model, frame]."
-        )
+        raise ValueError(f"fuse got weights of shape {weights.shape}; they must be [model] or [model, frame].")
     if estimates.ndim < 2:
         raise ValueError(f"fuse got estimates of shape {estimates.shape}; they must be [model, ..., sample].")
     _check_models("fuse", weights.shape[0], estimates.shape[0])
@@ -479,18 +477,14 @@ def _check_finite(caller: str, **arrays: Any) -> None:
 
 def _check_models(caller: str, got: int, expected: int, what: str = "weights") -> None:
     if got != expected:
-        raise ValueError(
-            f"{caller} got {what} for {got} models, but there are {expected}; give one per model."
-        )
+        raise ValueError(f"{caller} got {what} for {got} models, but there are {expected}; give one per model.")
 
 
 def _check_free_energy(caller: str, free_energy: Any, axis: int) -> None:
     if not -free_energy.ndim <= axis < free_energy.ndim:
         raise ValueError(f"{caller} got axis={axis} for free energies of shape {free_energy.shape}.")
     if free_energy.shape[axis] == 0:
-        raise ValueError(
-            f"{caller} got free energies of no model, shape {free_energy.shape}; give at least one."
-        )
+        raise ValueError(f"{caller} got free energies of no model, shape {free_energy.shape}; give at least one.")
     _check(
         caller,
         free_energy,

@@ -47,9 +47,7 @@ def sdr(
     axes = (axis,) if isinstance(axis, int) else axis
     for a in axes:
         if not -min(reference.ndim, estimate.ndim) <= a < 0:
-            raise ValueError(
-                f"axis {a} of arrays {reference.shape} and {estimate.shape}: expected -1 or (-2, -1)"
-            )
+            raise ValueError(f"axis {a} of arrays {reference.shape} and {estimate.shape}: expected -1 or (-2, -1)")
         if reference.shape[a] != estimate.shape[a] or reference.shape[a] == 0:
             raise ValueError(
                 f"the reference {reference.shape} and the estimate {estimate.shape} differ, or are empty, "

@@ -57,9 +57,7 @@ class NMF(eqx.Module):
 
     dictionaries: tuple[Float[np.ndarray | Array, "freq _"], ...]
     activations: tuple[Float[np.ndarray | Array, "_ frame"], ...]
-    cost: Float[
-        np.ndarray, " iteration"
-    ]  # float64; before the first iteration, after it, ..., after the last
+    cost: Float[np.ndarray, " iteration"]  # float64; before the first iteration, after it, ..., after the last
 
     @property
     def variances(self) -> Float[np.ndarray | Array, "source freq frame"]:
@@ -109,9 +107,7 @@ def update_activations(
     exponent
         Static number in (0, 1].
     """
-    return _activations_step(
-        power, dictionary, activations, 1.0 / _model(dictionary, activations, noise), exponent
-    )
+    return _activations_step(power, dictionary, activations, 1.0 / _model(dictionary, activations, noise), exponent)
 
 
 def update_dictionaries(
@@ -213,9 +209,7 @@ def fit(
             return NMF(tuple(kind(W) for W in Ws), zeros, np.zeros(num_iters + 1))
         level = max(noise / scale, floor)
         if level == 0.0 and P[:, keep].min() == 0.0:
-            raise ValueError(
-                "the power has zero bins while noise and floor are both 0: set floor, such as 1e-10"
-            )
+            raise ValueError("the power has zero bins while noise and floor are both 0: set floor, such as 1e-10")
 
         # Learned sources first, so that one leading slice holds all learned columns.
         order = sorted(range(len(Ws)), key=lambda j: not learn[j])
@@ -223,9 +217,7 @@ def fit(
         # Ignored frames take any positive value: activation updates do not mix frames, the rest is masked.
         unit = P.dtype.type(scale)
         extra = ((0, 0), (0, bucket_length(P.shape[1]) - P.shape[1]))
-        target = np.pad(
-            np.where(keep, np.maximum(P / unit, P.dtype.type(floor)), 1), extra, constant_values=1
-        )
+        target = np.pad(np.where(keep, np.maximum(P / unit, P.dtype.type(floor)), 1), extra, constant_values=1)
         H = np.pad(np.where(keep, np.concatenate([Hs[j] for j in order]) / unit, 1), extra, constant_values=1)
         W, H, cost = _iterate(
             target,
@@ -375,9 +367,7 @@ def _chunk(
         trace = trace.at[i].set(_frame_cost(power, inverse, mask))
         H = _activations_step(power, W, H, inverse, exponent)
         if num_learned:
-            W = update_dictionaries(
-                power, W, H, noise=noise, mask=mask, num_learned=num_learned, exponent=exponent
-            )
+            W = update_dictionaries(power, W, H, noise=noise, mask=mask, num_learned=num_learned, exponent=exponent)
         return W, H, trace
 
     trace = jnp.zeros((_CHUNK, power.shape[1]), power.dtype)

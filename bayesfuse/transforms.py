@@ -307,9 +307,7 @@ class QERB(eqx.Module):
     def frequencies(self, rate: int | float | None = None) -> Float[np.ndarray, " band"]:
         """Band centres in Hz, float64; a `rate` that is given must be the transform's own."""
         if rate is not None and rate != self.rate:
-            raise ValueError(
-                f"this QERB is for {self.rate:g} Hz, not {rate:g} Hz; use QERB({rate:g}) instead."
-            )
+            raise ValueError(f"this QERB is for {self.rate:g} Hz, not {rate:g} Hz; use QERB({rate:g}) instead.")
         return _erb_centres(self.rate, self.bands)
 
     def frame_times(self, rate: int | float, n: int) -> Float[np.ndarray, " frame"]:
@@ -415,9 +413,7 @@ def _require(x: AnyArray, what: str, dtypes: tuple[str, str], min_rank: int) -> 
         came = f"dtype {x.dtype}" if hasattr(x, "dtype") else type(x).__name__
         raise ValueError(f"{what}: got {came}, expected an array of {dtypes[0]} or {dtypes[1]}; convert it.")
     if x.ndim < min_rank or 0 in x.shape:
-        raise ValueError(
-            f"{what}: got shape {list(x.shape)}; {min_rank} or more axes, none empty, are needed."
-        )
+        raise ValueError(f"{what}: got shape {list(x.shape)}; {min_rank} or more axes, none empty, are needed.")
 
 
 def _positive_rate(rate: int | float) -> float:

@@ -54,6 +54,4 @@ def data_root() -> Path:
     for candidate in candidates:
         if candidate is not None and Path(candidate).is_dir():
             return Path(candidate)
-    pytest.skip(
-        "no real recordings: set BAYESFUSE_DATA to the folder of the sets, or put them in ../shared/data"
-    )
+    pytest.skip("no real recordings: set BAYESFUSE_DATA to the folder of the sets, or put them in ../shared/data")

@@ -17,10 +17,7 @@ from bayesfuse import audio
 def tones(channels: int = 2, samples: int = 3000, dtype: type[np.floating] = np.float32) -> np.ndarray:
     """A different sum of sines in each channel, peak below 0.9."""
     t = np.arange(samples) / 16000
-    waves = [
-        0.5 * np.sin(2 * np.pi * 220 * (c + 1) * t) + 0.3 * np.cos(2 * np.pi * 700 * t)
-        for c in range(channels)
-    ]
+    waves = [0.5 * np.sin(2 * np.pi * 220 * (c + 1) * t) + 0.3 * np.cos(2 * np.pi * 700 * t) for c in range(channels)]
     return np.array(waves).astype(dtype)
 
 
@@ -136,9 +133,7 @@ def test_mono_of_one_channel_is_that_channel() -> None:
 
 @settings(max_examples=40)
 @given(samples=st.integers(1, 300), size=st.integers(1, 120), data=st.data(), mono=st.booleans())
-def test_blocks_cover_the_file(
-    tmp_path: Path, samples: int, size: int, data: st.DataObject, mono: bool
-) -> None:
+def test_blocks_cover_the_file(tmp_path: Path, samples: int, size: int, data: st.DataObject, mono: bool) -> None:
     overlap = data.draw(st.integers(0, size - 1))
     x = np.random.default_rng(samples).standard_normal((1 if samples == 1 else 2, samples)).astype(np.float32)
     audio.write(tmp_path / "x.wav", x, 16000)
@@ -301,9 +296,7 @@ def test_rates_are_whole_and_positive(rate: object) -> None:
 
 
 def test_whole_rates_of_any_type() -> None:
-    assert [audio.check_rate(rate) for rate in (16000, 16000.0, np.int64(16000), np.float64(16000))] == [
-        16000
-    ] * 4
+    assert [audio.check_rate(rate) for rate in (16000, 16000.0, np.int64(16000), np.float64(16000))] == [16000] * 4
 
 
 def test_collect(tmp_path: Path) -> None:

@@ -45,9 +45,7 @@ def sets(tmp_path: Path) -> Path:
     for number, (snr, level) in enumerate([(-6, 0.1), (3, 0.5)]):
         voice = pcm(10 + number, 1, 100 + number, level)[0]
         save(chime / f"speech/ann/ann_{number}.flac", voice[None])
-        utterances.append(
-            {"id": f"ann_{number}", "path": f"speech/ann/ann_{number}.flac", "samples": voice.size}
-        )
+        utterances.append({"id": f"ann_{number}", "path": f"speech/ann/ann_{number}.flac", "samples": voice.size})
         onset, offset, total = 200, 37, 200 + voice.size + 50
         stretch = noise[offset : offset + total]
         ratio = sum(v**2 for v in voice) / sum(v**2 for v in stretch[onset : onset + voice.size])
@@ -130,13 +128,9 @@ def test_speech_in_noise(sets: Path, dtype: type[np.floating]) -> None:
         # The wanted level, and speech that is the utterance, nothing before or after it.
         level = 10 * np.log10(np.sum(speech**2) / np.sum(noise**2))
         assert abs(level - [-6, 3][number]) < 1e-4
-        assert not np.any(item.sources["speech"][:, :200]) and not np.any(
-            item.sources["speech"][:, 300 + number :]
-        )
+        assert not np.any(item.sources["speech"][:, :200]) and not np.any(item.sources["speech"][:, 300 + number :])
         utterance = reader.training_speech("ann")[number]
-        np.testing.assert_allclose(
-            speech, item.metadata["scale"] * utterance, rtol=0, atol=2 * np.finfo(dtype).eps
-        )
+        np.testing.assert_allclose(speech, item.metadata["scale"] * utterance, rtol=0, atol=2 * np.finfo(dtype).eps)
         np.testing.assert_array_equal(item.background(), item.sources["noise"][:, :200])
         assert np.abs(item.mixture).max() < 0.9991
         assert item.metadata["quick"] is bool(number)
@@ -179,9 +173,7 @@ def test_talkers(sets: Path, dtype: type[np.floating]) -> None:
     assert len(reader.training_speech("ann")) == 2
     moved = sets / "elsewhere"
     shutil.move(sets / "mini-chime", moved)
-    with pytest.raises(
-        FileNotFoundError, match=r"no folder .*mini-chime; expected the one of the set mini-chime"
-    ):
+    with pytest.raises(FileNotFoundError, match=r"no folder .*mini-chime; expected the one of the set mini-chime"):
         MiniBinaural(sets / "mini-binaural")
     (again,) = MiniBinaural(sets / "mini-binaural", moved, dtype=dtype).mixtures("test")
     np.testing.assert_array_equal(again.mixture, item.mixture)
@@ -227,9 +219,7 @@ def test_damage_is_noticed(sets: Path) -> None:
 
 def test_missing_and_wrong_folders(sets: Path, tmp_path: Path) -> None:
     for reader in (MiniChime, MiniMus, MiniBinaural):
-        with pytest.raises(
-            FileNotFoundError, match=r"no folder .*nowhere; expected the one of the set mini-"
-        ):
+        with pytest.raises(FileNotFoundError, match=r"no folder .*nowhere; expected the one of the set mini-"):
             reader(tmp_path / "nowhere")
         with pytest.raises(FileNotFoundError, match=r"has no manifest\.json"):
             reader(tmp_path)
@@ -244,9 +234,7 @@ def test_missing_and_wrong_folders(sets: Path, tmp_path: Path) -> None:
         "unknown split 'dev'; there are test": lambda: reader.mixtures("dev"),
         "unknown speaker 'bob'; there are ann": lambda: reader.training_speech("bob"),
         "unknown split 'dev'; there are train": lambda: reader.training_speech("ann", "dev"),
-        "no mixtures marked as quick": lambda: MiniBinaural(sets / "mini-binaural").mixtures(
-            "test", quick=True
-        ),
+        "no mixtures marked as quick": lambda: MiniBinaural(sets / "mini-binaural").mixtures("test", quick=True),
     }
     for message, call in refused.items():
         with pytest.raises(ValueError, match=message):

@@ -45,9 +45,7 @@ def on_the_simplex(weights, axis=-1):
     """None negative, and the exact sum (fsum) within half a machine epsilon of one."""
     eps = np.finfo(weights.dtype).eps
     rows = np.moveaxis(weights, axis, -1).reshape(-1, weights.shape[axis])
-    return bool((rows >= 0).all()) and all(
-        abs(math.fsum([*map(float, row), -1.0])) <= eps / 2 for row in rows
-    )
+    return bool((rows >= 0).all()) and all(abs(math.fsum([*map(float, row), -1.0])) <= eps / 2 for row in rows)
 
 
 def magnitudes(dtype):
@@ -87,9 +85,7 @@ class TestVbWeights:
     @given(data=st.data())
     def test_simplex_at_any_magnitude(self, dtype, data):
         free_energy = data.draw(arrays(dtype, st.integers(1, 12), elements=magnitudes(dtype)))
-        log_prior = data.draw(
-            st.none() | arrays(dtype, free_energy.shape, elements=st.floats(-50, 0, width=32))
-        )
+        log_prior = data.draw(st.none() | arrays(dtype, free_energy.shape, elements=st.floats(-50, 0, width=32)))
         weights = vb_weights(free_energy, log_prior, data.draw(BETAS))
         assert weights.dtype == dtype
         assert on_the_simplex(weights)
@@ -98,19 +94,13 @@ class TestVbWeights:
             assert (weights[impossible] == 0).all()
 
     @settings(max_examples=40)
-    @given(
-        st.integers(-(2**20), 2**20), arrays(np.float64, 5, elements=st.integers(-(2**20), 2**20).map(float))
-    )
+    @given(st.integers(-(2**20), 2**20), arrays(np.float64, 5, elements=st.integers(-(2**20), 2**20).map(float)))
     def test_a_common_constant_changes_nothing(self, constant, free_energy):
         # Integers, so that the constant is added without rounding and equality can be asked to the bit.
-        np.testing.assert_array_equal(
-            vb_weights(free_energy + constant, None, 1e4), vb_weights(free_energy, None, 1e4)
-        )
+        np.testing.assert_array_equal(vb_weights(free_energy + constant, None, 1e4), vb_weights(free_energy, None, 1e4))
 
     @settings(max_examples=40)
-    @given(
-        arrays(np.float64, 4, elements=st.floats(-1e3, 1e3)), st.floats(1e-3, 1e6), st.permutations(range(4))
-    )
+    @given(arrays(np.float64, 4, elements=st.floats(-1e3, 1e3)), st.floats(1e-3, 1e6), st.permutations(range(4)))
     def test_models_in_another_order(self, free_energy, beta, order):
         # Sums in another order: a few roundings of the weights, no more.
         np.testing.assert_allclose(
@@ -126,9 +116,7 @@ class TestVbWeights:
 
     def test_beta_zero_shares_between_equals(self, dtype):
         free_energy = np.array([3.0, 3.0, 1.0, 3.0], dtype)
-        np.testing.assert_array_equal(
-            vb_weights(free_energy, None, 0.0), np.array([1 / 3, 1 / 3, 0, 1 / 3], dtype)
-        )
+        np.testing.assert_array_equal(vb_weights(free_energy, None, 0.0), np.array([1 / 3, 1 / 3, 0, 1 / 3], dtype))
         prior = np.log(np.array([0.1, 0.2, 0.6, 0.1], dtype))
         np.testing.assert_allclose(
             vb_weights(free_energy, prior, 0.0), [0.25, 0.5, 0, 0.25], rtol=4 * np.finfo(dtype).eps
@@ -143,9 +131,7 @@ class TestVbWeights:
     def test_beta_infinite_is_the_prior(self, dtype):
         prior = np.array([0.5, 0.3, 0.2], dtype)
         free_energy = np.array([-1e30, 7.0, 1e30], dtype)
-        np.testing.assert_allclose(
-            vb_weights(free_energy, np.log(prior), np.inf), prior, rtol=4 * np.finfo(dtype).eps
-        )
+        np.testing.assert_allclose(vb_weights(free_energy, np.log(prior), np.inf), prior, rtol=4 * np.finfo(dtype).eps)
         np.testing.assert_array_equal(vb_weights(free_energy, None, np.inf), mean_weights(3, dtype))
 
     def test_impossible_models(self):
@@ -154,9 +140,7 @@ class TestVbWeights:
             np.testing.assert_array_equal(vb_weights(free_energy, None, beta), [0, 0.5, 0.5])
         prior = np.log([0.25, 0.25, 0.5])
         for beta in (0.0, 1.0, np.inf):
-            np.testing.assert_allclose(
-                vb_weights(np.full(3, -np.inf), prior, beta), [0.25, 0.25, 0.5], rtol=1e-15
-            )
+            np.testing.assert_allclose(vb_weights(np.full(3, -np.inf), prior, beta), [0.25, 0.25, 0.5], rtol=1e-15)
 
     def test_a_model_without_prior_is_out_however_good(self):
         free_energy, prior = np.array([1e300, 0.0, 0.0]), np.array([-np.inf, 0.0, 0.0])
@@ -171,9 +155,7 @@ class TestVbWeights:
 
     def test_equal_free_energies_give_the_mean(self, dtype):
         for models in range(1, 130):
-            np.testing.assert_array_equal(
-                vb_weights(np.full(models, -3e5, dtype)), mean_weights(models, dtype)
-            )
+            np.testing.assert_array_equal(vb_weights(np.full(models, -3e5, dtype)), mean_weights(models, dtype))
 
     def test_per_frame_and_batches(self, dtype):
         rng = np.random.default_rng(1)
@@ -262,17 +244,15 @@ class TestOtherWeights:
         np.testing.assert_allclose(effective_models(weights), [1, 4, 2], rtol=4 * np.finfo(dtype).eps)
         skew = np.array([0.7, 0.3])
         # exp(H) = prod a_m^(-a_m)
-        np.testing.assert_allclose(
-            effective_models(skew[:, None], axis=0), [0.7**-0.7 * 0.3**-0.3], rtol=1e-14
-        )
+        np.testing.assert_allclose(effective_models(skew[:, None], axis=0), [0.7**-0.7 * 0.3**-0.3], rtol=1e-14)
 
 
 def signals(seed=0, models=4, shape=(1000,)):
     rng = np.random.default_rng(seed)
     reference = rng.normal(size=shape)
-    return reference, reference + rng.normal(size=(models, *shape)) * np.array([0.1, 0.5, 1.0, 2.0])[
-        :models
-    ].reshape(-1, *[1] * len(shape))
+    return reference, reference + rng.normal(size=(models, *shape)) * np.array([0.1, 0.5, 1.0, 2.0])[:models].reshape(
+        -1, *[1] * len(shape)
+    )
 
 
 class TestGram:
@@ -388,9 +368,7 @@ class TestLearnBeta:
         grams, energies, frames = self.problem(0)
         beta = learn_beta(grams, energies, frames)
         np.testing.assert_allclose(learn_beta(grams, 10 * energies, 10 * frames), beta, rtol=1e-4)
-        np.testing.assert_allclose(
-            learn_beta(Gram.stack(grams), energies + 7.0, list(frames)), beta, rtol=1e-4
-        )
+        np.testing.assert_allclose(learn_beta(Gram.stack(grams), energies + 7.0, list(frames)), beta, rtol=1e-4)
 
     def test_ends_are_reached(self):
         # Perfect knowledge of a perfect model: selection. Errors that cancel in the mean alone: the mean.
@@ -463,9 +441,7 @@ class TestFuse:
         weights = np.random.default_rng(0).dirichlet(np.ones(4), frames).T
         gains = np.zeros((4, 32 * frames + 64))
         for n in range(frames):
-            gains[:, 32 * n : 32 * n + 64] += (
-                weights[:, n, None] * np.sin(np.pi * (np.arange(64) + 0.5) / 64) ** 2
-            )
+            gains[:, 32 * n : 32 * n + 64] += weights[:, n, None] * np.sin(np.pi * (np.arange(64) + 0.5) / 64) ** 2
         # The first frame begins one hop before the signal.
         expected = np.sum(gains[:, 32 : 32 + 500] * estimates, axis=0)
         np.testing.assert_allclose(fuse(weights, estimates, transform=self.transform), expected, atol=1e-13)

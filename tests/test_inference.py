@@ -8,18 +8,18 @@ from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from oracles import problems
-from oracles.problems import FRAMES, FREQ, ORDERS, candidates, fitted, recording
+from oracles.problems import FRAMES, FREQ, ORDERS, candidates, compiled, fitted, recording
 
 from bayesfuse import estimates
 from bayesfuse.inference import fit, normalise, start
 from bayesfuse.vbnmf import Component, Posterior, free_energy, make_prior, step, tempered, update_sources
 
-FAST = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 VARIANTS = ["marginal", "explicit"]
 
 
@@ -62,7 +62,7 @@ def test_no_update_lowers_the_objective(x64, layout, variant, temper, shared):
 
     Rounding: the objective is a sum of about a hundred terms of its own magnitude, hence 1e-12 of the largest.
     """
-    run = jax.jit(ascend, compiler_options=FAST)
+    run = compiled(ascend)
     for seed in range(PROBLEMS):
         rng = np.random.default_rng(seed)
         prior = problems.random_prior(rng, layout, temper=temper, shared=shared, beta=float(10 ** rng.uniform(-1, 3)))
@@ -109,11 +109,11 @@ def test_padding_is_exact(variant):
         prior = jax.tree.map(jnp.asarray, result.prior)
         q = start(power, candidates(), prior, variant=variant)
         sequence = "WHK" if variant == "marginal" else "SWHK"
-        sweep = jax.jit(lambda power, q, prior: step(power, q, prior, sequence=sequence), compiler_options=FAST)
+        sweep = compiled(lambda power, q, prior: step(power, q, prior, sequence=sequence))
         for _ in range(10):
             q = sweep(jnp.asarray(normal), q, prior)
         q = update_sources(q, prior)
-        energy = jax.jit(free_energy, compiler_options=FAST)(jnp.asarray(normal), q, prior)
+        energy = compiled(free_energy)(jnp.asarray(normal), q, prior)
     # Ten sweeps amplify rounding by well below 1e3.
     assert_same(result.posterior, q, 1e-12)
     change = -2 * FREQ * np.log(scale)
@@ -224,7 +224,7 @@ def test_sources_have_no_order(x64, variant):
     else:
         table = q.log_order[0].reshape(2, 1)
         other = Posterior(q.components[::-1], (table.T.reshape(-1),), None, variant)
-    run = jax.jit(sweep, compiler_options=FAST)
+    run = compiled(sweep)
     assert_same(run(power, other, swapped), run(power, q, prior), 1e-12)
 
 
@@ -323,6 +323,15 @@ def test_dtype_is_kept_and_inputs_are_not_written_to(variant):
 # Errors ---------------------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def unchecked():
+    """Without the type checks of the test run, which would refuse these arguments before the library can."""
+    before = jaxtyping.config.jaxtyping_disable
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", before)
+
+
 def model(dtype=np.float64, **values):
     return make_prior(ORDERS, dtype=dtype, **values)
 
@@ -340,7 +349,7 @@ def model(dtype=np.float64, **values):
         (np.ones((FREQ, FRAMES), np.int64), "float32 or float64"),
     ],
 )
-def test_bad_power(power, message):
+def test_bad_power(unchecked, power, message):
     with pytest.raises(ValueError, match=message):
         normalise(power)
 
@@ -364,7 +373,7 @@ def test_bad_power(power, message):
         ({"temper": "none"}, "'kl' or 'entropy'"),
     ],
 )
-def test_bad_prior(values, message):
+def test_bad_prior(unchecked, values, message):
     with pytest.raises(ValueError, match=message):
         make_prior(ORDERS, **values)
 

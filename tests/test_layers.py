@@ -37,9 +37,7 @@ def modules(package: Path) -> dict[str, Path]:
 
 def layer(name: str) -> int | None:
     if name in ("", "__main__"):
-        patterns: Iterable[tuple[int, str]] = [
-            (i, p) for i, row in enumerate(LAYERS) for p in row if p == name
-        ]
+        patterns: Iterable[tuple[int, str]] = [(i, p) for i, row in enumerate(LAYERS) for p in row if p == name]
     else:
         patterns = [(i, p) for i, row in enumerate(LAYERS) for p in row if p and fnmatch.fnmatchcase(name, p)]
     return next((level for level, _ in patterns), None)

@@ -27,9 +27,7 @@ def test_against_rational_arithmetic(dtype, jax_in):
     """[JVR16] eq. 6 without rounding: floats are rationals, and so is the ratio of two sums of squares."""
     reference, estimate = (x.astype(dtype) for x in waveforms(0))
     top = sum(Fraction(float(s)) ** 2 for s in reference)
-    bottom = sum(
-        (Fraction(float(s)) - Fraction(float(e))) ** 2 for s, e in zip(reference, estimate, strict=True)
-    )
+    bottom = sum((Fraction(float(s)) - Fraction(float(e))) ** 2 for s, e in zip(reference, estimate, strict=True))
     with jax.enable_x64(dtype is np.float64):
         kind = jnp.asarray if jax_in else np.asarray
         value = sdr(kind(reference), kind(estimate))
@@ -89,9 +87,7 @@ def test_channels_and_models():
     assert per_channel.shape == (2,)
     assert per_channel[1] == pytest.approx(sdr(reference[1], estimate[1]), abs=1e-12)
     # A fixed reference against several models' estimates.
-    np.testing.assert_allclose(
-        sdr(reference[0], np.stack([estimate[0], 0 * estimate[0]]))[1], 0.0, atol=1e-12
-    )
+    np.testing.assert_allclose(sdr(reference[0], np.stack([estimate[0], 0 * estimate[0]]))[1], 0.0, atol=1e-12)
 
 
 def test_long_float32_recordings_keep_their_digits():

@@ -8,13 +8,13 @@ from numpyro.diagnostics import effective_sample_size
 from numpyro.infer import MCMC, NUTS
 from numpyro.infer.util import log_density
 from oracles import problems
+from oracles.problems import compiled
 from scipy import integrate, special, stats
 
 from bayesfuse import model
 from bayesfuse.inference import fit, start
 from bayesfuse.vbnmf import free_energy, make_prior, step
 
-FAST = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 ORDERS = [[1, 3], [2]]
 SHAPE = (5, 12)
 NUM = 80
@@ -267,8 +267,8 @@ def test_error_of_the_variational_mean_shrinks(x64):
     """
     b, frames = 0.7, 16
     prior = make_prior([[1]], b=b, noise=0.0, dtype=np.float64)
-    advance = jax.jit(lambda P, q, prior: step(P, q, prior, count=jnp.asarray(300)), compiler_options=FAST)
-    energy = jax.jit(free_energy, compiler_options=FAST)
+    advance = compiled(lambda P, q, prior: step(P, q, prior, count=jnp.asarray(300)))
+    energy = compiled(free_energy)
     table = []
     for freq in (1, 4, 16, 64):
         truth = model.simulate(jax.random.key(freq), [[np.ones((freq, 1))]], prior, (freq, frames))

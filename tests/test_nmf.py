@@ -69,9 +69,7 @@ def test_updates_against_loops(exponent):
     with jax.enable_x64(True):
         args = [jnp.asarray(x) for x in (power, W, H)]
         got_H = nmf.update_activations(*args, noise=noise, exponent=exponent)
-        got_W = nmf.update_dictionaries(
-            *args, noise=noise, mask=jnp.asarray(mask), num_learned=2, exponent=exponent
-        )
+        got_W = nmf.update_dictionaries(*args, noise=noise, mask=jnp.asarray(mask), num_learned=2, exponent=exponent)
     np.testing.assert_allclose(got_H, new_H, rtol=1e-13)
     np.testing.assert_allclose(got_W, new_W, rtol=1e-13)
 
@@ -278,9 +276,7 @@ def test_dead_components_stay_dead_and_harm_nobody():
     result = nmf.fit(power, Ws, Hs, learn=[True, True], num_iters=6, noise=0.1)
     np.testing.assert_array_equal(result.activations[0][1], 0.0)
     np.testing.assert_allclose(result.dictionaries[0][:, 1], Ws[0][:, 1], rtol=1e-12)
-    without = nmf.fit(
-        power, [Ws[0][:, :1], Ws[1]], [Hs[0][:1], Hs[1]], learn=[True, True], num_iters=6, noise=0.1
-    )
+    without = nmf.fit(power, [Ws[0][:, :1], Ws[1]], [Hs[0][:1], Hs[1]], learn=[True, True], num_iters=6, noise=0.1)
     np.testing.assert_allclose(result.activations[1], without.activations[1], rtol=1e-10)
 
 

@@ -93,9 +93,7 @@ def test_energy_is_kept(transform: STFT | QERB, length: int, dtype: type[np.floa
     power = stft.power(transform.analysis(x))
     energy = np.sum(stft.multiplicity[:, None] * power.astype(np.float64), axis=(-2, -1))
     # Independent relative errors of a few ulp per coefficient.
-    np.testing.assert_allclose(
-        energy, np.sum(x.astype(np.float64) ** 2, axis=-1), rtol=5 * np.finfo(dtype).eps
-    )
+    np.testing.assert_allclose(energy, np.sum(x.astype(np.float64) ** 2, axis=-1), rtol=5 * np.finfo(dtype).eps)
 
 
 @settings(max_examples=40)
@@ -122,9 +120,7 @@ def test_analysis_is_linear(transform: STFT | QERB, length: int, factor: float, 
 
 @settings(max_examples=30)
 @given(transforms, st.integers(1, 1500), st.integers(0, 9), seeds)
-def test_a_shift_by_hops_shifts_the_frames(
-    transform: STFT | QERB, length: int, shift: int, seed: int
-) -> None:
+def test_a_shift_by_hops_shifts_the_frames(transform: STFT | QERB, length: int, shift: int, seed: int) -> None:
     x = noise(seed, (length,))
     later = np.concatenate([np.zeros(shift * transform.hop), x])
     X, Y = transform.analysis(x), transform.analysis(later)
@@ -151,9 +147,7 @@ def test_resynthesis_in_pieces_adds_up(transform: STFT | QERB, length: int, wher
     x = noise(seed, (length,))
     X = transform.analysis(x)
     early = np.arange(X.shape[-1]) < round(where * X.shape[-1])
-    pieces = transform.synthesis(np.where(early, X, 0), length) + transform.synthesis(
-        np.where(early, 0, X), length
-    )
+    pieces = transform.synthesis(np.where(early, X, 0), length) + transform.synthesis(np.where(early, 0, X), length)
     assert peak_error(pieces, x) < 1e-13
 
 
@@ -204,9 +198,7 @@ def test_transforms_are_values(x64: None) -> None:
     jitted = jax.jit(band_powers, static_argnums=0)
     x = jnp.asarray(noise(4, (100,)))
     for transform in (QERB(8000, 10, 32), QERB(8000.0, 10, 32), STFT(32, 16), STFT(32, 16), STFT(32, 8)):
-        np.testing.assert_allclose(
-            jitted(transform, x), transform.power(transform.analysis(np.asarray(x))), atol=1e-12
-        )
+        np.testing.assert_allclose(jitted(transform, x), transform.power(transform.analysis(np.asarray(x))), atol=1e-12)
     assert len(traced) == 3
 
 
@@ -255,9 +247,7 @@ def test_bands_are_gammatones_equally_spaced_in_erb() -> None:
     widths = 1.019 * 24.7 * (4.37 * centres / 1000 + 1)
     # Columns brute-forced by quadrature of the impulse response; far skirts are beyond quadrature's reach.
     for f in (0, 3, 17, 64, 200, 400, 512):
-        response = np.array(
-            [gammatone_response(f * rate / window, c, s) for c, s in zip(centres, widths, strict=True)]
-        )
+        response = np.array([gammatone_response(f * rate / window, c, s) for c, s in zip(centres, widths, strict=True)])
         np.testing.assert_allclose(qerb.matrix[:, f], response / response.sum(), rtol=1e-5, atol=1e-8)
 
 
@@ -310,9 +300,7 @@ def test_qerb_by_explicit_loops() -> None:
         qerb.matrix[0, 0] = 1.0  # shared between equal transforms, hence read-only
 
 
-@pytest.mark.parametrize(
-    "window, hop", [(1024, 300), (1024, 1024), (1024, 0), (0, 0), (9, 4), (8, -4), (1, 1)]
-)
+@pytest.mark.parametrize("window, hop", [(1024, 300), (1024, 1024), (1024, 0), (0, 0), (9, 4), (8, -4), (1, 1)])
 def test_windows_that_do_not_tile_are_refused(window: int, hop: int) -> None:
     with pytest.raises(ValueError, match=f"window={window} and hop={hop}"):
         STFT(window, hop)

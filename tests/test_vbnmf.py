@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from oracles import problems
 from oracles import vbnmf as oracle
+from oracles.problems import compiled
 
 from bayesfuse.vbnmf import (
     FreeEnergy,
@@ -32,14 +33,9 @@ from bayesfuse.vbnmf import (
     update_sources,
 )
 
-FAST = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 VARIANTS = ["marginal", "explicit"]
 LAYOUTS = {1: [[1, 3]], 2: [[2, -3], [2]], 3: [[1, 2], [-2], [2]]}
 EVIDENCE = Path(__file__).parent / "golden" / "g21_exact_evidence.npz"
-
-
-def compiled(function):
-    return jax.jit(function, compiler_options=FAST)
 
 
 @compiled
@@ -125,7 +121,7 @@ def test_free_energy_for_other_shapes(x64, shapes):
 
 def test_per_frame_parts():
     """The three treatments of the dictionary part, by hand, and an unknown one refused."""
-    energy = FreeEnergy(np.array([1.0, 2.0, 6.0]), np.float64(-3.0), np.float64(-0.5))
+    energy = FreeEnergy(np.array([1.0, 2.0, 6.0]), np.array(-3.0), np.array(-0.5))
     np.testing.assert_allclose(energy.per_frame(), [0.0, 1.0, 5.0])
     np.testing.assert_allclose(energy.per_frame("repeat"), [-2.0, -1.0, 3.0])
     np.testing.assert_allclose(energy.per_frame("none"), [1.0, 2.0, 6.0])
@@ -137,7 +133,7 @@ def test_per_frame_parts():
 
 def test_total_is_added_in_double_precision():
     """A total of 1e6 nats in float32 frames keeps the small parts that a float32 sum would drop."""
-    energy = FreeEnergy(np.full(4096, 4096.0625, np.float32), np.float32(0.25), np.float32(0.0))
+    energy = FreeEnergy(np.full(4096, 4096.0625, np.float32), np.array(0.25, np.float32), np.array(0.0, np.float32))
     assert energy.total == 4096 * 4096.0625 + 0.25
 
 

@@ -38,15 +38,11 @@ def test_posterior_of_a_gaussian_model(dtype, num_sources):
         gain = C @ one / (one @ C @ one + float(noise))
         covariance = C - np.outer(gain, one @ C)
         np.testing.assert_allclose(estimates[(slice(None), *index)], gain * X[index], rtol=rtol)
-        np.testing.assert_allclose(
-            variance[(slice(None), *index)], np.diag(covariance), rtol=rtol, atol=1e-12
-        )
+        np.testing.assert_allclose(variance[(slice(None), *index)], np.diag(covariance), rtol=rtol, atol=1e-12)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@given(
-    seed=st.integers(0, 2**32 - 1), num_sources=st.integers(1, 5), noisy=st.booleans(), jax_in=st.booleans()
-)
+@given(seed=st.integers(0, 2**32 - 1), num_sources=st.integers(1, 5), noisy=st.booleans(), jax_in=st.booleans())
 @settings(deadline=None, max_examples=40)
 def test_estimates_and_noise_sum_to_the_mixture(dtype, seed, num_sources, noisy, jax_in):
     X, variances, noise = problem(seed, num_sources, dtype=dtype)
@@ -57,9 +53,7 @@ def test_estimates_and_noise_sum_to_the_mixture(dtype, seed, num_sources, noisy,
         estimates, rest = wiener.filter(*args, noise)
         assert isinstance(estimates, jax.Array) == jax_in and isinstance(rest, jax.Array) == jax_in
         total = np.asarray(estimates).sum(axis=0) + np.asarray(rest)
-        unity = np.asarray(wiener.gains(args[1], noise)).sum(axis=0) + np.asarray(
-            wiener.noise_gain(args[1], noise)
-        )
+        unity = np.asarray(wiener.gains(args[1], noise)).sum(axis=0) + np.asarray(wiener.noise_gain(args[1], noise))
     assert estimates.dtype == X.dtype and rest.dtype == X.dtype
     # Each gain has relative error (J + 2) u, the sum adds J u, the terms add up to |X|: below (2 J + 4) eps.
     bound = (2 * num_sources + 4) * np.finfo(dtype).eps
@@ -78,9 +72,7 @@ def test_scale_of_the_recording(dtype, seed, exponent):
     X, variances, noise = problem(seed, dtype=dtype, spread=3.0)
     scale = 10.0**exponent
     estimates, rest = wiener.filter(X, variances, noise)
-    scaled = wiener.filter(
-        (scale * X).astype(X.dtype), (scale**2 * variances).astype(dtype), dtype(scale**2 * noise)
-    )
+    scaled = wiener.filter((scale * X).astype(X.dtype), (scale**2 * variances).astype(dtype), dtype(scale**2 * noise))
     # The inputs are rounded after scaling: three roundings more than the operations on either side.
     rtol = 24 * np.finfo(dtype).eps
     np.testing.assert_allclose(scaled[0], scale * estimates, rtol=rtol)
@@ -101,9 +93,7 @@ def test_extreme_variances_in_float32(level, jax_in):
     noise = np.float32(level)
     np.testing.assert_allclose(np.ravel(wiener.gains(kind(variances), noise)), [0.6, 0.2], rtol=1e-6)
     expected = np.array([0.6 * 2, 0.2 * 4]) * level
-    np.testing.assert_allclose(
-        np.ravel(wiener.posterior_variance(kind(variances), noise)), expected, rtol=1e-6
-    )
+    np.testing.assert_allclose(np.ravel(wiener.posterior_variance(kind(variances), noise)), expected, rtol=1e-6)
 
 
 def test_posterior_variance_of_a_dominant_source():

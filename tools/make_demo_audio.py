@@ -100,13 +100,7 @@ def _with_length(wav: bytes) -> bytes:
     """The WAV stream with its two length fields filled in, unknown to a program that writes to a pipe."""
     data = wav.index(b"data") + 4
     riff_size, data_size = len(wav) - 8, len(wav) - data - 4
-    return (
-        wav[:4]
-        + riff_size.to_bytes(4, "little")
-        + wav[8:data]
-        + data_size.to_bytes(4, "little")
-        + wav[data + 4 :]
-    )
+    return wav[:4] + riff_size.to_bytes(4, "little") + wav[8:data] + data_size.to_bytes(4, "little") + wav[data + 4 :]
 
 
 def hum(rng: np.random.Generator, length: int) -> np.ndarray:
@@ -117,11 +111,7 @@ def hum(rng: np.random.Generator, length: int) -> np.ndarray:
     wow += 0.02 * _slow(rng, length, 1.0)
     phase = 2 * np.pi * fundamental * np.cumsum(wow) / RATE
     strengths = rng.lognormal(0, 0.8, 40) / np.arange(1, 41) ** 0.9
-    tone = sum(
-        a * np.sin(k * phase + rng.uniform(0, 6))
-        for k, a in enumerate(strengths, 1)
-        if k * fundamental < 7000
-    )
+    tone = sum(a * np.sin(k * phase + rng.uniform(0, 6)) for k, a in enumerate(strengths, 1) if k * fundamental < 7000)
     load = 1 + 0.5 * np.sin(2 * np.pi * rng.uniform(3, 6) * t)
     return tone * load
 
@@ -131,9 +121,7 @@ def water(rng: np.random.Generator, length: int) -> np.ndarray:
     edges = [300, 700, 1500, 2800, 4500, 7000]
     total = np.zeros(length)
     for low, high in itertools.pairwise(edges):
-        band = signal.sosfilt(
-            signal.butter(2, [low, high], "bandpass", fs=RATE, output="sos"), rng.normal(size=length)
-        )
+        band = signal.sosfilt(signal.butter(2, [low, high], "bandpass", fs=RATE, output="sos"), rng.normal(size=length))
         total += band * np.exp(0.9 * _slow(rng, length, 2.0)) * (1000 / low) ** 0.3
     return total
 
@@ -153,15 +141,11 @@ def clatter(rng: np.random.Generator, length: int) -> np.ndarray:
 
 def steps(rng: np.random.Generator, length: int) -> np.ndarray:
     """Footsteps and knocks on wood: low, short resonances."""
-    objects = [
-        (rng.uniform(70, 600, 6), rng.lognormal(0, 0.5, 6), rng.uniform(0.02, 0.06, 6)) for _ in range(2)
-    ]
+    objects = [(rng.uniform(70, 600, 6), rng.lognormal(0, 0.5, 6), rng.uniform(0.02, 0.06, 6)) for _ in range(2)]
     return _strikes(rng, length, objects, per_second=2.2, spread=0.4)
 
 
-def _strikes(
-    rng: np.random.Generator, length: int, objects: list, per_second: float, spread: float
-) -> np.ndarray:
+def _strikes(rng: np.random.Generator, length: int, objects: list, per_second: float, spread: float) -> np.ndarray:
     t = np.arange(RATE // 2) / RATE
     total = np.zeros(length + len(t))
     for start in rng.uniform(0, length, rng.poisson(per_second * length / RATE)).astype(int):
@@ -206,9 +190,7 @@ def write(path: Path, audio: np.ndarray, compression: float) -> None:
 
 def main(arguments: list[str]) -> None:
     """Write all files below the folder given."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     default = Path(__file__).resolve().parent.parent / "bayesfuse" / "demo_audio"
     parser.add_argument("--output", type=Path, default=default)
     root = parser.parse_args(arguments).output

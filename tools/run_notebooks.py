@@ -16,9 +16,7 @@ from nbclient import NotebookClient
 def run(path: Path) -> None:
     """Execute one notebook; raise if a cell fails or if outputs are stored with it."""
     notebook = nbformat.read(path, as_version=4)
-    stored = [
-        i for i, cell in enumerate(notebook.cells) if cell.get("outputs") or cell.get("execution_count")
-    ]
+    stored = [i for i, cell in enumerate(notebook.cells) if cell.get("outputs") or cell.get("execution_count")]
     if stored:
         raise SystemExit(f"{path} is stored with the outputs of cells {stored}: clear them before committing")
     start = time.perf_counter()

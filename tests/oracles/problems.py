@@ -13,6 +13,24 @@ from bayesfuse.inference import fit, start
 from bayesfuse.vbnmf import Component, Factor, Posterior, combine_logs, make_prior
 
 
+def _fast_options():
+    """Options that make XLA compile sooner; it is free to drop them one day."""
+    options = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+    try:
+        jax.jit(lambda x: x + 1, compiler_options=options)(0.0)
+    except jax.errors.JaxRuntimeError:
+        return None
+    return options
+
+
+FAST = _fast_options()
+
+
+def compiled(function):
+    """`jax.jit` for programs that run for milliseconds and compile for seconds: the latter is what to save."""
+    return jax.jit(function, compiler_options=FAST)
+
+
 def random_prior(rng, layout, *, dtype=np.float64, noise=None, beta=None, temper="kl", shared=False, **settings):
     """A prior whose values vary; a and b stay in (0, 1/2), so that all such priors share one compiled program.
 
