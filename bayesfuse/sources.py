@@ -131,11 +131,11 @@ def _orders(name: str, value: int | Sequence[int]) -> list[int]:
     return [int(order) for order in given]
 
 
-def _load(name: str, spec: Recordings, rate: int, transform: Transform, wanted: list[int] | None) -> Known:
+def _load(name: str, spec: Any, rate: int, transform: Transform, wanted: list[int] | None) -> Known:
     if _is_learned(spec):
         return Known(_required(name, wanted))
-    single = isinstance(spec, str | os.PathLike | np.ndarray | Dictionary) or not isinstance(spec, Iterable)
-    items: list[Any] = [spec] if single else list(spec)
+    many = isinstance(spec, Iterable) and not isinstance(spec, str | os.PathLike | np.ndarray | Dictionary)
+    items: list[Any] = list(spec) if many else [spec]
     if not items:
         raise ValueError(f"sources[{name!r}] is empty: give recordings, a dictionary, or {LEARN!r}.")
     if all(isinstance(item, Dictionary) or _is_dictionary_file(item) for item in items):
