@@ -49,7 +49,7 @@ class ComplexNormal(dist.Distribution):
     """
 
     arg_constraints = {"power": constraints.nonnegative}  # noqa: RUF012 (the way NumPyro declares it)
-    support = _Finite()
+    support = _Finite()  # pyright: ignore[reportAssignmentType] (a property in the base class)
 
     def __init__(self, power: Any, *, validate_args: bool | None = None) -> None:
         self.power = jnp.asarray(power)
@@ -130,18 +130,19 @@ def model(
     def variance(j: int, m: int, candidate: Candidate) -> Array:
         """omega_jm: W H with W drawn or given."""
         if isinstance(candidate, int | np.integer):
-            w = numpyro.sample(f"W{j}_{m}", _gamma(prior.dictionaries[j][m], (freq, int(candidate))))
+            w = jnp.asarray(numpyro.sample(f"W{j}_{m}", _gamma(prior.dictionaries[j][m], (freq, int(candidate)))))
         else:
             w = jnp.asarray(candidate, prior.noise.dtype)
         h = numpyro.sample(f"H{j}_{m}", _gamma(prior.activations[j][m], (w.shape[1], frames)))
-        return w @ h
+        return w @ jnp.asarray(h)
 
     # [source][order], each [order, freq, frame].
     variances = [jnp.stack([variance(j, m, c) for m, c in row]) for j, row in enumerate(chosen)]
     if X is None:
         picked = []
         for j, table in enumerate(variances):
-            k = 0 if orders is not None else numpyro.sample(f"K{j}", dist.Categorical(logits=logits[j]))
+            order = dist.CategoricalLogits(logits[j])
+            k: Any = 0 if orders is not None else numpyro.sample(f"K{j}", order)
             picked.append(table[k])
         if not sources:
             numpyro.sample("X", ComplexNormal(prior.noise + sum(picked)).to_event(2))

@@ -141,7 +141,7 @@ class FreeEnergy(eqx.Module):
         """The bound: all parts, added in double precision."""
         return float(np.sum(np.asarray(self.frames), dtype=np.float64)) + float(self.dictionary) + float(self.order)
 
-    def per_frame(self, dictionary: Literal["split", "repeat", "none"] = "split") -> Float[np.ndarray, " frame"]:
+    def per_frame(self, dictionary: str = "split") -> Float[np.ndarray, " frame"]:
         """Free energy L_n of each frame in double precision, without the order part.
 
         Parameters
