@@ -199,7 +199,9 @@ def test_components_and_frames_have_no_order(variant):
     with jax.enable_x64(True):
         shuffled = permuted(q0, columns, frames)
     result = fit(power[:, frames], shuffled, model, num_iters=20)
-    assert_same(result.posterior, permuted(reference.posterior, columns, frames), 1e-10)
+    with jax.enable_x64(True):
+        expected = permuted(jax.tree.map(jnp.asarray, reference.posterior), columns, frames)
+    assert_same(result.posterior, expected, 1e-10)
     np.testing.assert_allclose(result.free_energy.frames, reference.free_energy.frames[frames], rtol=1e-10)
     np.testing.assert_allclose(result.trace, reference.trace, rtol=1e-11)
 
@@ -431,7 +433,7 @@ def test_a_bound_of_minus_infinity_is_reported():
     """No dictionary reaches a frequency where there is power, and no noise explains it."""
     given = candidates()
     dead = [[w * (np.arange(FREQ)[:, None] != 2) for w in given[0]], [np.eye(FREQ, 2)]]
-    with pytest.raises(FloatingPointError, match=r"iteration 5.*every entry is zero"):
+    with pytest.raises(FloatingPointError, match=r"iteration \d+.*every entry is zero"):
         fitted(recording(), prior={"noise": 0.0}, given=dead)
 
 
