@@ -41,7 +41,7 @@ from bayesfuse.transforms import QERB, STFT, Transform
 ORDERS = (2, 4, 8, 16, 32, 64, 128)
 NOISE_ORDER = 32
 GUARD = 4  # frames between the end of the noise that is learned from and the onset
-BETAS = (3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)  # tried for the joint model, nats per frame
+BETAS = (10.0, 30.0, 100.0, 300.0)  # tried for the joint model, nats per frame
 
 
 @dataclasses.dataclass(frozen=True)
