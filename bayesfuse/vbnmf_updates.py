@@ -167,7 +167,8 @@ def _sweep_explicit(
     components = list(q.components)
     for j, orders in enumerate(components):
         weights = [
-            _Weights(1.0 / omega, valid(mask, over_square(second[j], harmonic)), mask)
+            # Without the noise beside it, 1/omega of a padded frame would grow with every sweep until it overflows.
+            _Weights(valid(mask, 1.0 / omega), valid(mask, over_square(second[j], harmonic)), mask)
             for omega, harmonic in zip(v.expected[j], v.harmonic[j], strict=True)
         ]
         components[j] = tuple(update(orders, j, prior, weights))

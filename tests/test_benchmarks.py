@@ -239,9 +239,9 @@ def test_synthetic_orders_on_a_tiny_example(method, monkeypatch):
     script = load("synthetic_orders")
     monkeypatch.setattr(script, "BACKGROUND_ORDER", 2)
     monkeypatch.setattr(script, "ORDERS", (2, 3))
-    monkeypatch.setattr(script, "ITERATIONS", 4)
     dictionaries = [tiny_dictionary(2, 0, 16), tiny_dictionary(2, 1, 16)]
     rng = np.random.default_rng(0)
+    # 30 frames are padded, and must stay in range over all 50 iterations.
     drawn = script.generate(rng, dictionaries[0].weights, tiny_dictionary(2, 2, 16).weights, 0, 30)
     record = script.score(script.Example(2, 0, *drawn), dictionaries, method, seed=0)
     sdr = record["sdr"]
