@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from oracles import problems
 from oracles import vbnmf as oracle
-from oracles.problems import compiled
+from oracles.problems import compiled, unchecked
 
 from bayesfuse.vbnmf import (
     FreeEnergy,
@@ -127,8 +127,11 @@ def test_per_frame_parts():
     np.testing.assert_allclose(energy.per_frame("none"), [1.0, 2.0, 6.0])
     assert energy.total == pytest.approx(5.5)
     assert energy.per_frame().sum() == pytest.approx(energy.total + 0.5)
-    with pytest.raises(ValueError, match="'split', 'repeat', 'none'"):
-        energy.per_frame("other")  # type: ignore[arg-type]
+
+
+def test_unknown_treatment_of_the_dictionary_part():
+    with unchecked(), pytest.raises(ValueError, match="'split', 'repeat', 'none'"):
+        FreeEnergy(np.ones(3), np.array(-3.0), np.array(-0.5)).per_frame("other")  # type: ignore[arg-type]
 
 
 def test_total_is_added_in_double_precision():

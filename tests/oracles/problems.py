@@ -3,8 +3,11 @@
 A layout is ``[source][order]``, a number of components per entry, negative for a dictionary that is held fixed.
 """
 
+import contextlib
+
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 from oracles import vbnmf as oracle
 
@@ -29,6 +32,17 @@ FAST = _fast_options()
 def compiled(function):
     """`jax.jit` for programs that run for milliseconds and compile for seconds: the latter is what to save."""
     return jax.jit(function, compiler_options=FAST)
+
+
+@contextlib.contextmanager
+def unchecked():
+    """Without the type checks of the test run, which would refuse an argument before the library can."""
+    before = jaxtyping.config.jaxtyping_disable
+    jaxtyping.config.update("jaxtyping_disable", True)
+    try:
+        yield
+    finally:
+        jaxtyping.config.update("jaxtyping_disable", before)
 
 
 def random_prior(rng, layout, *, dtype=np.float64, noise=None, beta=None, temper="kl", shared=False, **settings):
