@@ -1,6 +1,7 @@
 """What the benchmark scripts share: tables, timing, confidence intervals, files that survive an interruption."""
 
 import contextlib
+import hashlib
 import json
 import math
 import os
@@ -191,6 +192,15 @@ def cache_folder(path: str | None) -> Path:
     folder = Path(path or Path.home() / ".cache" / "bayesfuse" / "benchmarks")
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+def fingerprint(script: str) -> str:
+    """Hash of a script and of the library's modules that it has loaded: part of the key of what they computed."""
+    files = {m.__file__ for name, m in sys.modules.items() if name.startswith("bayesfuse.") and m.__file__}
+    digest = hashlib.sha256()
+    for file in sorted({*files, script}):
+        digest.update(Path(file).read_bytes())
+    return digest.hexdigest()[:12]
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:

@@ -19,9 +19,7 @@ separation", IEEE/ACM Transactions on Audio, Speech and Language Processing 24(7
 
 import argparse
 import dataclasses
-import hashlib
 import json
-import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -139,15 +137,6 @@ def separate_joint(item: Mixture, experiment: Experiment, variant: Any, betas: S
 # Running -----------------------------------------------------------------------------------------------------------
 
 
-def fingerprint() -> str:
-    """Hash of this script and of the library's modules that it has loaded."""
-    files = {m.__file__ for name, m in sys.modules.items() if name.startswith("bayesfuse.") and m.__file__}
-    digest = hashlib.sha256()
-    for file in sorted({*files, __file__} - {None}):
-        digest.update(Path(str(file)).read_bytes())
-    return digest.hexdigest()[:12]
-
-
 def run(
     items: Sequence[Mixture],
     work: Callable[[Mixture], dict[str, Any]],
@@ -260,7 +249,7 @@ def evaluate(
     experiment = Experiment(transform, settings, orders, speech)
     test = data.mixtures("test", None if full else True)[:limit]
     val = data.mixtures("val", True)[:limit]
-    tag = f"{fingerprint()}/{transform.name}/{len(orders)}"
+    tag = f"{common.fingerprint(__file__)}/{transform.name}/{len(orders)}"
     bayes = f"{tag}/b{settings.b:g}/a{settings.a:g}/i{settings.num_iters}"
 
     def orders_of(items: Any, method: str) -> list[dict[str, Any]]:
