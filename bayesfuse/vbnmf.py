@@ -35,7 +35,14 @@ References
     IEEE/ACM Transactions on Audio, Speech and Language Processing 24(7), 2016.
 """
 
-from bayesfuse.vbnmf_energy import combination_scores, free_energy, source_power, source_scores, tempered
+from bayesfuse.vbnmf_energy import (
+    combination_scores,
+    combination_terms,
+    free_energy,
+    source_power,
+    source_scores,
+    tempered,
+)
 from bayesfuse.vbnmf_posterior import (
     MAX_COMBINATIONS,
     Component,
@@ -46,6 +53,7 @@ from bayesfuse.vbnmf_posterior import (
     Prior,
     Scores,
     Temper,
+    Terms,
     Variant,
     combine_logs,
     expected_variance,
@@ -71,8 +79,10 @@ __all__ = [
     "Prior",
     "Scores",
     "Temper",
+    "Terms",
     "Variant",
     "combination_scores",
+    "combination_terms",
     "combine_logs",
     "expected_variance",
     "free_energy",

@@ -15,6 +15,7 @@ from bayesfuse.vbnmf_posterior import (
     Posterior,
     Prior,
     Scores,
+    Terms,
     Variances,
     combine_logs,
     full_mask,
@@ -93,15 +94,47 @@ def combination_scores(
     return _combination_scores(power, q, variances(q), prior, full_mask(power, mask))
 
 
+def combination_terms(
+    power: Float[Array, "freq frame"], q: Posterior, prior: Prior, bands: Float[Array, "band freq"] | None = None
+) -> Terms:
+    """The parts of `combination_scores`, whose frames are their sums over bands and sources.
+
+    Parameters
+    ----------
+    bands
+        Share of every frequency in each band, columns of sum 1; one band of all frequencies by default.
+    """
+    v = variances(q)
+    groups = jnp.ones((1, power.shape[0]), power.dtype) if bands is None else bands
+    dictionary, activations = _factor_terms(q, prior)
+
+    def data(choice: tuple[int, ...]) -> Float[Array, "band frame"]:
+        bins = _log_likelihood(power, v, prior, choice) - LOG_PI
+        return jnp.matmul(groups, bins, precision="highest")
+
+    return Terms(
+        jnp.stack([data(choice) for choice in q.combinations]),
+        jnp.stack([jnp.stack([row[choice[j]] for choice in q.combinations]) for j, row in enumerate(activations)]),
+        jnp.stack([jnp.stack([row[choice[j]] for choice in q.combinations]) for j, row in enumerate(dictionary)]),
+    )
+
+
+def _log_likelihood(
+    power: Float[Array, "freq frame"], v: Variances, prior: Prior, choice: tuple[int, ...]
+) -> Float[Array, "freq frame"]:
+    """Marginal bound of E[log p(x)] + log pi in every bin."""
+    total = sum_variances(prior.noise, v.expected, choice)
+    filtered = sum_variances(prior.noise, v.harmonic, choice)
+    return -(jnp.log(total) + over(power, filtered))
+
+
 def _combination_scores(
     power: Float[Array, "freq frame"], q: Posterior, v: Variances, prior: Prior, mask: Float[Array, " frame"]
 ) -> Scores:
     dictionary, activations = _factor_terms(q, prior)
     frames, constants = [], []
     for choice in q.combinations:
-        total = sum_variances(prior.noise, v.expected, choice)
-        filtered = sum_variances(prior.noise, v.harmonic, choice)
-        data = -_column_sums(jnp.log(total) + over(power, filtered)) - power.shape[0] * LOG_PI
+        data = _column_sums(_log_likelihood(power, v, prior, choice)) - power.shape[0] * LOG_PI
         frames.append(valid(mask, data + sum(activations[j][m] for j, m in enumerate(choice))))
         constants.append(sum(dictionary[j][m] for j, m in enumerate(choice)))
     return Scores(jnp.stack(frames), jnp.stack(constants))

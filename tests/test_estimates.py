@@ -242,6 +242,37 @@ def test_draw_is_reproducible_and_checks_its_input(cases):
         estimates.draw(jax.random.key(0), X[:, 1:], fit, 1)
 
 
+def test_terms_add_up_to_the_scores(cases):
+    """Over any bands, whose columns sum to one, and in the unit of the mixture."""
+    _, X, fits = cases
+    fit, power = fits["marginal"], np.abs(X) ** 2
+    bands = np.random.default_rng(0).dirichlet(np.ones(3), X.shape[0]).T
+    for groups in (None, bands):
+        terms = estimates.energy_terms(power, fit, groups)
+        total = terms.data.sum(1) + terms.activations.sum(0)
+        np.testing.assert_allclose(total, fit.scores[0].frames, rtol=1e-10, atol=1e-9)
+        np.testing.assert_allclose(terms.dictionary.sum(0), fit.scores[0].dictionary, rtol=1e-12, atol=1e-12)
+    # Every frequency by itself: the likelihood of one bin under the expected variances.
+    c, f, n = 1, 2, 3
+    chosen = [fit.posterior.components[j][m] for j, m in enumerate(fit.posterior.combinations[c])]
+    sums = [
+        sum(getattr(p.dictionary, kind)[f] @ getattr(p.activations, kind)[:, n] for p in chosen) + fit.prior.noise
+        for kind in ("mean", "harmonic")
+    ]
+    single = estimates.energy_terms(power, fit, np.eye(X.shape[0])).data[c, f, n]
+    unit = fit.scale**2
+    np.testing.assert_allclose(single, -np.log(np.pi * unit * sums[0]) - power[f, n] / unit / sums[1], rtol=1e-9)
+
+
+def test_terms_name_what_they_cannot_use(cases):
+    _, X, fits = cases
+    power = np.abs(X) ** 2
+    with pytest.raises(ValueError, match="explicit"):
+        estimates.energy_terms(power, fits["explicit"])
+    with pytest.raises(ValueError, match=r"bands has shape \(2, 3\)"):
+        estimates.energy_terms(power, fits["marginal"], np.ones((2, 3)))
+
+
 # Coverage -------------------------------------------------------------------------------------------------------------
 
 NINETY = 1.6448536269514722
