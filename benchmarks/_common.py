@@ -194,9 +194,16 @@ def cache_folder(path: str | None) -> Path:
     return folder
 
 
-def fingerprint(script: str) -> str:
-    """Hash of a script and of the library's modules that it has loaded: part of the key of what they computed."""
-    files = {m.__file__ for name, m in sys.modules.items() if name.startswith("bayesfuse.") and m.__file__}
+def fingerprint(script: str, *, without: Sequence[str] = ()) -> str:
+    """Hash of a script and of the library's modules that it has loaded: part of the key of what they computed.
+
+    Modules in `without`, and those below them, do not count: what they do has no part in it.
+    """
+
+    def counts(name: str) -> bool:
+        return name.startswith("bayesfuse.") and not any(f"{name}.".startswith(f"bayesfuse.{w}.") for w in without)
+
+    files = {m.__file__ for name, m in sys.modules.items() if m.__file__ and counts(name)}
     digest = hashlib.sha256()
     for file in sorted({*files, script}):
         digest.update(Path(file).read_bytes())
