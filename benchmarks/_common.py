@@ -203,7 +203,7 @@ def fingerprint(script: str, *, without: Sequence[str] = ()) -> str:
     def counts(name: str) -> bool:
         return name.startswith("bayesfuse.") and not any(f"{name}.".startswith(f"bayesfuse.{w}.") for w in without)
 
-    files = {m.__file__ for name, m in sys.modules.items() if m.__file__ and counts(name)}
+    files = {m.__file__ for name, m in sys.modules.items() if counts(name) and m.__file__}
     digest = hashlib.sha256()
     for file in sorted({*files, script}):
         digest.update(Path(file).read_bytes())
