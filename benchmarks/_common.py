@@ -194,19 +194,23 @@ def cache_folder(path: str | None) -> Path:
     return folder
 
 
-def fingerprint(script: str, *, without: Sequence[str] = ()) -> str:
+def fingerprint(script: str, *settings: str, only: Sequence[str] | None = None) -> str:
     """Hash of a script and of the library's modules that it has loaded: part of the key of what they computed.
 
-    Modules in `without`, and those below them, do not count: what they do has no part in it.
+    With `only`, the modules whose names begin so, loaded or not; `settings` count, too.
     """
-
-    def counts(name: str) -> bool:
-        return name.startswith("bayesfuse.") and not any(f"{name}.".startswith(f"bayesfuse.{w}.") for w in without)
-
-    files = {m.__file__ for name, m in sys.modules.items() if counts(name) and m.__file__}
+    if only is not None:
+        package = Path(sys.modules["bayesfuse"].__file__ or "").parent
+        every = {file: ".".join(file.relative_to(package).with_suffix("").parts) for file in package.rglob("*.py")}
+        files = {str(file) for file, name in every.items() if name.startswith(tuple(only))}
+    else:
+        loaded = [module for name, module in sys.modules.items() if name.startswith("bayesfuse.")]
+        files = {module.__file__ for module in loaded if module.__file__}
     digest = hashlib.sha256()
     for file in sorted({*files, script}):
         digest.update(Path(file).read_bytes())
+    for setting in settings:
+        digest.update(setting.encode())
     return digest.hexdigest()[:12]
 
 

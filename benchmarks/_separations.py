@@ -24,26 +24,15 @@ import real_utterances as single
 from bayesfuse import estimates
 from bayesfuse.datasets import MiniChime, Mixture
 from bayesfuse.dictionary import Dictionary, train_dictionary
+from bayesfuse.gram import Bands
 from bayesfuse.separators.vb_nmf import Settings, fit_joint
-from bayesfuse.transforms import QERB, STFT
+from bayesfuse.transforms import STFT
 
 ORDERS = single.ORDERS
 MODELS = (*(f"VB-NMF {k}" for k in ORDERS), *(f"ML-NMF {k}" for k in ORDERS))
 BANDS = 32
-# Modules that these files do not depend on: rules are changed and tried again on the same separations.
-RULES = (
-    "fusion",
-    "gram",
-    "simplex_qp",
-    "metrics",
-    "_simplex",
-    "bayesian",
-    "static",
-    "objectives",
-    "audio",
-    "plots",
-    "results",
-)
+# What the files depend on: rules are changed and tried again on the same separations.
+CODE = ("dictionary", "estimates", "gig", "inference", "nmf", "separators", "special", "transforms", "vbnmf", "wiener")
 MARGIN = 2  # frames kept before and after the utterance
 
 
@@ -115,7 +104,7 @@ class Dictionaries:
 def separate(item: Mixture, speech: Sequence[Dictionary], settings: Settings) -> dict[str, Any]:
     """The arrays of one file."""
     transform = STFT()
-    bands = QERB(item.rate, BANDS).matrix
+    bands = np.eye(BANDS)[Bands(item.rate, BANDS).index].T
     X = transform.analysis(item.mixture[0])
     power = transform.power(X)
     noise = single.noise_dictionary(item, transform)
@@ -160,7 +149,7 @@ class Separations:
     def __init__(self, data: MiniChime, cache: Path, *, settings: Settings | None = None, threads: int = 2) -> None:
         self.data, self.threads = data, threads
         self.settings = Settings() if settings is None else settings
-        code = common.fingerprint(__file__, without=RULES)
+        code = common.fingerprint(__file__, str(Bands(data.rate, BANDS).edges), only=CODE)
         self.folder = cache / f"separations-{code}-b{self.settings.b:g}"
         self.dictionaries = Dictionaries(data, cache / "dictionaries")
 
