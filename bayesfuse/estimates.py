@@ -22,7 +22,7 @@ from bayesfuse._precision import precision
 from bayesfuse.gig import Gig
 from bayesfuse.inference import Fit, Power
 from bayesfuse.transforms import STFT
-from bayesfuse.vbnmf import Factor, GammaPrior, Terms, combination_terms
+from bayesfuse.vbnmf import Factor, GammaPrior
 
 
 class Moments(NamedTuple):
@@ -108,42 +108,6 @@ def moments(power: Power, fit: Fit) -> Moments:
     noise = np.asarray(fit.prior.noise)
     within = np.asarray(wiener.posterior_variance(variances, noise)) * power.dtype.type(fit.scale**2)
     return Moments(np.asarray(wiener.gains(variances, noise)), within, np.zeros_like(within))
-
-
-@eqx.filter_jit
-def _terms(power: Array, fit: Fit, bands: Array | None) -> Terms:
-    return combination_terms(power, fit.posterior, fit.prior, bands)
-
-
-def energy_terms(power: Power, fit: Fit, bands: Float[np.ndarray, "band _"] | None = None) -> Terms:
-    """Return the free energy of every combination of orders in parts: likelihood by band, activations, dictionaries.
-
-    For fusion rules that trust the parts differently. The likelihood summed over bands, plus the activations summed
-    over sources, are the frames of `fit.scores`, constants of the unit of power included.
-
-    Parameters
-    ----------
-    power
-        |X|^2 that `fit` was given, [freq, frame], in its own unit.
-    bands
-        Share of every frequency in each band, columns of sum 1; one band of all frequencies by default.
-
-    Raises
-    ------
-    ValueError
-        For a fit of the explicit variant, whose likelihood belongs to no combination, or bands of other frequencies.
-    """
-    if fit.posterior.variant != "marginal":
-        raise ValueError("energy_terms got a fit of the explicit variant: fit with variant='marginal'.")
-    power = np.asarray(power)
-    groups = np.ones((1, power.shape[0])) if bands is None else np.asarray(bands)
-    if groups.ndim != 2 or groups.shape[1] != power.shape[0]:
-        raise ValueError(f"bands has shape {groups.shape}: expected [band, {power.shape[0]}], a column per frequency.")
-    with precision(power):
-        normal = np.divide(power, fit.scale**2, dtype=np.float64).astype(power.dtype)
-        terms = jax.tree.map(np.asarray, _terms(jnp.asarray(normal), fit, jnp.asarray(groups, power.dtype)))
-    unit = -2.0 * np.log(fit.scale) * groups.sum(axis=1)
-    return terms._replace(data=terms.data + unit[:, None].astype(power.dtype))
 
 
 class Draws(NamedTuple):

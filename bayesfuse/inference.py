@@ -28,8 +28,10 @@ from bayesfuse.vbnmf import (
     Posterior,
     Prior,
     Scores,
+    Terms,
     Variant,
     combination_scores,
+    combination_terms,
     combine_logs,
     free_energy,
     multiplicative_steps,
@@ -390,6 +392,44 @@ def fit(
             scale,
         )
         return jax.tree.map(lambda leaf: np.asarray(leaf) if isinstance(leaf, jax.Array) else leaf, result)
+
+
+@eqx.filter_jit
+def _terms(power: Array, q: Posterior, prior: Prior, bands: Array) -> Terms:
+    return combination_terms(power, q, prior, bands)
+
+
+def energy_terms(power: Power, fit: Fit, bands: Float[np.ndarray, "row _"] | None = None) -> Terms:
+    """Return the free energy of every combination of orders in parts: likelihood by band, activations, dictionaries.
+
+    For fusion rules that trust the parts differently. The likelihood summed over bands, plus the activations summed
+    over sources, are the frames of `fit.scores`, constants of the unit of power included.
+
+    Parameters
+    ----------
+    power
+        |X|^2 that `fit` was given, [freq, frame], in its own unit.
+    bands
+        Share of every frequency in each band, columns of sum 1; one band of all frequencies by default.
+
+    Raises
+    ------
+    ValueError
+        For a fit of the explicit variant, whose likelihood belongs to no combination, or bands of other frequencies.
+    """
+    if fit.posterior.variant != "marginal":
+        raise ValueError("energy_terms got a fit of the explicit variant: fit with variant='marginal'.")
+    power = np.asarray(power)
+    groups = np.ones((1, power.shape[0])) if bands is None else np.asarray(bands)
+    if groups.ndim != 2 or groups.shape[1] != power.shape[0]:
+        raise ValueError(f"bands has shape {groups.shape}: expected [band, {power.shape[0]}], a column per frequency.")
+    with precision(power):
+        normal = np.divide(power, fit.scale**2, dtype=np.float64).astype(power.dtype)
+        padded, _, q = _pad(normal, fit.posterior)
+        found = _terms(padded, q, fit.prior, jnp.asarray(groups, power.dtype))
+        data, activations = (np.asarray(part)[..., : power.shape[1]] for part in (found.data, found.activations))
+    unit = -2.0 * np.log(fit.scale) * groups.sum(axis=1)
+    return Terms(data + unit[:, None].astype(power.dtype), activations, np.asarray(found.dictionary))
 
 
 def _bar(total: int, progress: bool):

@@ -21,7 +21,7 @@ import _common as common
 import numpy as np
 import real_utterances as single
 
-from bayesfuse import estimates
+from bayesfuse import estimates, inference
 from bayesfuse.datasets import MiniChime, Mixture
 from bayesfuse.dictionary import Dictionary, train_dictionary
 from bayesfuse.gram import Bands
@@ -112,7 +112,7 @@ def separate(item: Mixture, speech: Sequence[Dictionary], settings: Settings) ->
     for dictionary in speech:
         fit = fit_joint(power, [[dictionary], [noise]], settings)
         gains.append(estimates.combination_gains(fit, 0)[0])
-        terms = estimates.energy_terms(power, fit, bands)
+        terms = inference.energy_terms(power, fit, bands)
         likelihood.append(terms.data[0])
         activations.append(terms.activations[:, 0])
     gains += [single.ml_gains(power, dictionary, noise, settings) for dictionary in speech]

@@ -7,7 +7,7 @@ from oracles import problems
 from oracles import vbnmf as oracle
 from oracles.problems import FRAMES, FREQ, ORDERS
 
-from bayesfuse import estimates, model, wiener
+from bayesfuse import estimates, inference, model, wiener
 from bayesfuse.transforms import STFT
 
 VARIANTS = ["marginal", "explicit"]
@@ -248,7 +248,7 @@ def test_terms_add_up_to_the_scores(cases):
     fit, power = fits["marginal"], np.abs(X) ** 2
     bands = np.random.default_rng(0).dirichlet(np.ones(3), X.shape[0]).T
     for groups in (None, bands):
-        terms = estimates.energy_terms(power, fit, groups)
+        terms = inference.energy_terms(power, fit, groups)
         total = terms.data.sum(1) + terms.activations.sum(0)
         np.testing.assert_allclose(total, fit.scores[0].frames, rtol=1e-10, atol=1e-9)
         np.testing.assert_allclose(terms.dictionary.sum(0), fit.scores[0].dictionary, rtol=1e-12, atol=1e-12)
@@ -259,7 +259,7 @@ def test_terms_add_up_to_the_scores(cases):
         sum(getattr(p.dictionary, kind)[f] @ getattr(p.activations, kind)[:, n] for p in chosen) + fit.prior.noise
         for kind in ("mean", "harmonic")
     ]
-    single = estimates.energy_terms(power, fit, np.eye(X.shape[0])).data[c, f, n]
+    single = inference.energy_terms(power, fit, np.eye(X.shape[0])).data[c, f, n]
     unit = fit.scale**2
     np.testing.assert_allclose(single, -np.log(np.pi * unit * sums[0]) - power[f, n] / unit / sums[1], rtol=1e-9)
 
@@ -268,9 +268,9 @@ def test_terms_name_what_they_cannot_use(cases):
     _, X, fits = cases
     power = np.abs(X) ** 2
     with pytest.raises(ValueError, match="explicit"):
-        estimates.energy_terms(power, fits["explicit"])
+        inference.energy_terms(power, fits["explicit"])
     with pytest.raises(ValueError, match=r"bands has shape \(2, 3\)"):
-        estimates.energy_terms(power, fits["marginal"], np.ones((2, 3)))
+        inference.energy_terms(power, fits["marginal"], np.ones((2, 3)))
 
 
 # Coverage -------------------------------------------------------------------------------------------------------------

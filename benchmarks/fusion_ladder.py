@@ -1,0 +1,406 @@
+"""Every fusion rule on the separations of mini-chime: from single models to the oracles, in dB of SDR.
+
+    python benchmarks/fusion_ladder.py --data ../shared/data/mini-chime
+    python benchmarks/fusion_ladder.py --data ../shared/data/mini-chime --full --out ladder.json
+
+The experiments of [JVR16] VI.D-H on real speech in noise that was not heard in training. Seven VB-NMF and seven ML-NMF
+orders, separated by `_separations.py` with cross-fitted dictionaries, are fused by kind and all together:
+
+    single models, their mean, the best single and static weights learned on training mixtures
+    free energies: selection and average, per signal and per frame, with learned prior and temperature, and the
+        library's extensions, one switch each; stacking and pseudo-BMA+, which need no training
+    networks: the four costs of the paper, and the SDR of the mini-batch and of the utterance
+    oracles: selection, and fusion per signal, per frame, per frame and band
+
+Rules are learned on the training mixtures; architecture and switches of the network are those that do best on the
+validation mixtures among `VARIANTS`; test mixtures are scored once, on the waveform of the utterance. For each rule the
+table has the share of the gap that it closes between learned static fusion and the oracle of its own granularity.
+Intervals are 95 %, clustered by utterance and by noise recording.
+
+[JVR16] X. Jaureguiberry, E. Vincent, G. Richard, "Fusion methods for speech enhancement and audio source
+separation", IEEE/ACM Transactions on Audio, Speech and Language Processing 24(7), 2016.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import _common as common
+import jax
+import numpy as np
+from _separations import BANDS, MODELS, ORDERS, Item, Separations
+from bayesfuse._training import Training
+from bayesfuse.bayesian import learn_vb
+from bayesfuse.static import static_weights
+
+from bayesfuse import features, metrics, neural, stacking
+from bayesfuse._compile_cache import compile_cache
+from bayesfuse.datasets import MiniChime
+from bayesfuse.fusion import best_weights, mean_weights, select_weights
+from bayesfuse.gram import Bands, Gram, gram, sdr
+from bayesfuse.simplex_qp import oracle_weights
+from bayesfuse.transforms import QERB, STFT
+from bayesfuse.weighted_sum import fuse
+
+KINDS = {"VB-NMF": slice(0, len(ORDERS)), "ML-NMF": slice(len(ORDERS), None), "both": slice(None)}
+COSTS = ("omse", "ce", "smse", "sdr", "batch_sdr", "utterance_sdr")
+TRANSFORM = STFT()
+
+
+def utterance(item: Item, signal: np.ndarray) -> np.ndarray:
+    """A waveform with silence outside the utterance, so that what is learned is what is scored."""
+    inside = np.zeros(signal.shape[-1], signal.dtype)
+    inside[slice(*item.scored)] = 1
+    return signal * inside
+
+
+class Corpus(NamedTuple):
+    """One split as arrays over the examples; frames are padded to the longest example."""
+
+    items: list[Any]
+    whole: Gram  # [example], all models
+    frames: Gram  # [example, frame]
+    present: np.ndarray  # [example, frame]
+    likelihood: np.ndarray  # [order, example, frame]
+    activations: np.ndarray  # [source, order, example, frame]
+
+    @classmethod
+    def load(cls, items: Iterable[Item]) -> "Corpus":
+        """Scalar products and free energies of all items; waveforms are not kept."""
+        light, whole, frames, energies = [], [], [], []
+        for item in items:
+            speech, found = utterance(item, item.speech), utterance(item, item.estimates)
+            per_frame = gram(speech, found, transform=TRANSFORM)
+            whole.append(per_frame.sum())
+            frames.append(jax.tree.map(lambda field: np.asarray(field, np.float32), per_frame))
+            energies.append((item.likelihood.sum(1), item.activations))
+            empty = np.zeros(0, np.float32)
+            light.append(item._replace(mixture=empty, speech=empty, estimates=empty, likelihood=empty))
+        length = max(g.energy.size for g in frames)
+        # The cut begins and ends with frames of the margin, which hold nothing of the utterance.
+        present = np.stack([np.pad(g.energy > 0, (0, length - g.energy.size)) for g in frames])
+
+        def padded(array: np.ndarray) -> np.ndarray:
+            return np.pad(array, [(0, length - array.shape[0])] + [(0, 0)] * (array.ndim - 1))
+
+        return cls(
+            light,
+            Gram.stack(whole),
+            Gram.stack([jax.tree.map(padded, g) for g in frames]),
+            present,
+            np.stack([padded(a.T).T for a, _ in energies], 1),
+            np.stack([padded(np.moveaxis(b, -1, 0)).transpose(2, 1, 0) for _, b in energies], 2),
+        )
+
+    def models(self, kind: str) -> tuple[Gram, Gram]:
+        """The scalar products of one kind of models, of signals and of frames."""
+        return of_models(self.whole, KINDS[kind]), of_models(self.frames, KINDS[kind])
+
+    @property
+    def terms(self) -> np.ndarray:
+        """Free energy in parts [term, example, order, frame]: likelihood, activations of speech and of noise."""
+        return np.concatenate([self.likelihood[None], self.activations]).swapaxes(1, 2)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Number of frames of each example."""
+        return self.present.sum(1)
+
+
+def of_models(g: Gram, models: slice) -> Gram:
+    return Gram(g.energy, g.cross[..., models], g.gram[..., models, models])
+
+
+class Rule(NamedTuple):
+    """Weights of one rule for test items, and the oracle of its granularity."""
+
+    weights: Any  # example number, Item -> [model], [model, frame] or [model, frame, band]
+    oracle: str
+
+
+def bayesian_rules(train: Corpus, seconds: dict[str, float]) -> dict[str, Any]:
+    """Learned rules that need free energies, for the VB models."""
+    whole, frames = train.models("VB-NMF")
+    terms = train.terms * train.present[:, None, :]
+    energy = terms.sum(0)
+    learned: dict[str, Any] = {}
+
+    def learn(name: str, *arguments: Any, **settings: Any) -> None:
+        start = time.perf_counter()
+        learned[name] = learn_vb(*arguments, **settings)[0]
+        seconds[name] = time.perf_counter() - start
+        print(f"  learned {name}: {seconds[name]:.0f} s", flush=True)
+
+    for loss in ("mse", "sdr"):
+        learn(f"VB average, {loss.upper()}", whole, energy.sum(-1), loss=loss, num_frames=train.lengths)
+        learn(f"VB average per frame, {loss.upper()}", frames, energy, loss=loss, frames=train.present)
+    learn("VB average per frame, SDR of frames", frames, energy, loss="frame-sdr", frames=train.present)
+    learn("per frame, SDR, beta < 1 allowed", frames, energy, loss="sdr", frames=train.present, min_beta=0.0)
+    learn("per frame, SDR, beta per term", frames, terms, loss="sdr", frames=train.present, per_term=True)
+    learn("per frame, SDR, Markov chain", frames, energy, loss="sdr", frames=train.present, sticky=True)
+    learn(
+        "per frame, SDR, both",
+        frames,
+        terms,
+        loss="sdr",
+        frames=train.present,
+        per_term=True,
+        sticky=True,
+    )
+    return learned
+
+
+def apply_bayesian(rule: Any, item: Item) -> np.ndarray:
+    """Weights of a learned rule for one item."""
+    sounding = gram(utterance(item, item.mixture), utterance(item, item.mixture)[None], transform=TRANSFORM).energy > 0
+    terms = np.stack([item.likelihood.sum(1), *item.activations.swapaxes(0, 1)]) * sounding
+    values = terms if rule.per_term else terms.sum(0)
+    if "frame" in rule.axes:
+        return rule.weights(values)
+    return rule.weights(values.sum(-1), num_frames=int(sounding.sum()))
+
+
+class Variant(NamedTuple):
+    """A network that the validation split may choose."""
+
+    features: dict[str, Any]
+    config: dict[str, Any]
+
+
+VARIANTS = {
+    "as the paper": Variant({"transform": "qerb"}, {}),
+    "32 log bands": Variant(
+        {"transform": "log", "compression": "log", "level": "recording", "share": 0.99, "clip": 5.0},
+        {"hidden": (256,), "dropout": 0.5, "input_noise": 0.3},
+    ),
+    "32 log bands and free energies": Variant(
+        {
+            "transform": "log",
+            "compression": "log",
+            "level": "recording",
+            "share": 0.99,
+            "clip": 5.0,
+            "free_energy": True,
+        },
+        {"hidden": (256,), "dropout": 0.5, "input_noise": 0.3},
+    ),
+}
+
+
+def inputs_of(item: Item, kind: str) -> features.Inputs:
+    """What a network is told about an item."""
+    chosen = item.estimates[KINDS[kind]]
+    energies = np.concatenate([item.likelihood.sum(1)[:, None], item.activations], axis=1)
+    return features.Inputs(item.mixture[None], chosen[:, None, None], energies)
+
+
+def feature_config(variant: Variant, rate: int) -> features.FeatureConfig:
+    settings = dict(variant.features)
+    transform = {"qerb": QERB(rate), "log": QERB(rate, 32), "stft": STFT()}[settings.pop("transform")]
+    return features.FeatureConfig(transform=transform, **settings)
+
+
+class Networks:
+    """Trained networks, each kept with its features in the cache."""
+
+    def __init__(self, separations: Separations, options: argparse.Namespace, cache: Path) -> None:
+        self.separations, self.options, self.cache = separations, options, cache
+        self.rate = separations.data.rate
+
+    def _items(self, split: str) -> Iterable[Item]:
+        quick = True if split == "val" and not self.options.full else None
+        return self.separations.load(split, quick, self.options.limit)
+
+    def _set(self, pipeline: Any, kind: str, split: str, path: Path) -> Any:
+        if not path.exists():
+            from tqdm.auto import tqdm
+
+            def examples() -> Iterable[tuple[features.Inputs, Gram]]:
+                for item in tqdm(self._items(split), desc=f"features of {split}", unit="mixture"):
+                    speech, found = utterance(item, item.speech), utterance(item, item.estimates[KINDS[kind]])
+                    yield inputs_of(item, kind), gram(speech[None], found[:, None], transform=TRANSFORM)
+
+            neural.TrainingSet.build(pipeline, examples()).save(path)
+        return neural.TrainingSet.load(path)
+
+    def train(self, name: str, kind: str, cost: str) -> tuple[Any, Any, float]:
+        """Pipeline, network and validation SDR of one variant."""
+        variant = VARIANTS[name]
+        config = feature_config(variant, self.rate)
+        limit = "" if self.options.limit is None else f"-{self.options.limit}"
+        tag = f"{name.replace(' ', '_')}-{kind}{limit}"
+        folder = self.cache / f"networks-{self.separations.folder.name}"
+        folder.mkdir(parents=True, exist_ok=True)
+        fitted = folder / f"{tag}-pipeline.nc"
+        if not fitted.exists():
+            pipeline = features.fit_features(
+                (inputs_of(item, kind) for item in self._items("train")), config, progress=True
+            )
+            pipeline.save(fitted)
+        pipeline = features.FeaturePipeline.load(fitted)
+        sets = [self._set(pipeline, kind, split, folder / f"{tag}-{split}.nc") for split in ("train", "val")]
+        unit = "recordings" if cost == "utterance_sdr" else "frames"
+        settings = neural.NetworkConfig(
+            cost=cost, unit=unit, training=Training(max_epochs=self.options.epochs), **variant.config
+        )
+        start = static_weights(jax.tree.map(lambda field: field.sum((1, 2))[None], sets[0].gram), loss="mse")
+        trained = neural.train(
+            jax.random.key(0),
+            *sets,
+            config=settings,
+            initial_weights=start,
+            checkpoint=folder / f"{tag}-{cost}.nc",
+            progress=True,
+        )
+        return pipeline, trained.network, trained.score
+
+
+def oracles(item: Item, kind: str) -> dict[str, np.ndarray]:
+    """Weights of the oracles of one item."""
+    speech, found = utterance(item, item.speech), utterance(item, item.estimates[KINDS[kind]])
+    bands = Bands(item.rate, BANDS)
+    per_frame = gram(speech, found, transform=TRANSFORM)
+    total = per_frame.sum()
+    return {
+        "oracle selection": np.asarray(best_weights(total)),
+        "oracle fusion": np.asarray(oracle_weights(total)),
+        "oracle selection per frame": np.asarray(best_weights(per_frame)).T,
+        "oracle fusion per frame": np.asarray(oracle_weights(per_frame)).T,
+        "oracle fusion per frame and band": np.moveaxis(
+            np.asarray(oracle_weights(gram(speech, found, transform=TRANSFORM, bands=bands))), -1, 0
+        ),
+    }
+
+
+GRANULARITY = {1: "oracle fusion", 2: "oracle fusion per frame", 3: "oracle fusion per frame and band"}
+
+
+def score(item: Item, kind: str, weights: np.ndarray) -> float:
+    """SDR of the fused waveform on the utterance."""
+    bands = Bands(item.rate, BANDS) if weights.ndim == 3 else None
+    transform = None if weights.ndim == 1 else TRANSFORM
+    fused = fuse(weights, item.estimates[KINDS[kind]], transform=transform, bands=bands)
+    inside = slice(*item.scored)
+    return float(metrics.sdr(item.speech[inside], fused[inside]))
+
+
+def evaluate(separations: Separations, options: argparse.Namespace, cache: Path) -> dict[str, Any]:
+    """SDR [item] of every rule of every kind on the test split."""
+    train = Corpus.load(separations.load("train", None, options.limit))
+    seconds: dict[str, float] = {}
+    constant: dict[str, dict[str, np.ndarray]] = {}
+    for kind, models in KINDS.items():
+        whole, _ = train.models(kind)
+        singles = np.stack([sdr(w, whole) for w in np.eye(whole.num_models)])
+        constant[kind] = {name: w for name, w in zip(MODELS[models], np.eye(whole.num_models), strict=True)}
+        constant[kind] |= {
+            "mean": mean_weights(whole.num_models),
+            "static selection": np.eye(whole.num_models)[int(singles.mean(1).argmax())],
+            "static, MSE": static_weights(whole, loss="mse"),
+            "static, SDR": static_weights(whole, loss="sdr"),
+        }
+    bayes = bayesian_rules(train, seconds)
+    networks = {}
+    if not options.no_networks:
+        trainer = Networks(separations, options, cache)
+        for kind in KINDS:
+            scores = {
+                name: trainer.train(name, kind, "sdr")
+                for name, variant in VARIANTS.items()
+                if not (kind == "ML-NMF" and variant.features.get("free_energy"))
+            }
+            chosen = max(scores, key=lambda name: scores[name][2])
+            print(f"{kind}, validation: " + ", ".join(f"{n} {s[2]:.2f} dB" for n, s in scores.items()), flush=True)
+            for cost in COSTS:
+                networks[kind, f"network, {cost.upper().replace('_', ' ')}"] = trainer.train(chosen, kind, cost)[:2]
+
+    rows: dict[str, dict[str, list[float]]] = {kind: {} for kind in KINDS}
+    grains: dict[str, str] = {}
+    about = []
+
+    def note(kind: str, name: str, item: Item, weights: np.ndarray) -> None:
+        rows[kind].setdefault(name, []).append(score(item, kind, weights))
+        if not name.startswith("oracle"):
+            grains[name] = GRANULARITY[weights.ndim]
+
+    from tqdm.auto import tqdm
+
+    for item in tqdm(
+        separations.load("test", None if options.full else True, options.limit), desc="scoring", unit="mixture"
+    ):
+        about.append({"name": item.name, "snr": item.snr, "utterance": item.utterance, "noise": item.noise})
+        energy = item.free_energy
+        for kind in KINDS:
+            for name, weights in constant[kind].items():
+                note(kind, name, item, weights)
+            if kind == "VB-NMF":
+                note(kind, "VB selection", item, select_weights(energy.sum(1)))
+                note(kind, "stacking of frames", item, stacking.stacking_weights(energy))
+                note(kind, "pseudo-BMA+", item, stacking.pseudo_bma_weights(energy))
+                for name, rule in bayes.items():
+                    note(kind, name, item, apply_bayesian(rule, item))
+            for (of, name), (pipeline, network) in networks.items():
+                if of == kind:
+                    found = neural.frame_weights(network, pipeline(inputs_of(item, kind)))[:, 0, 0]
+                    note(kind, name, item, found.T)
+            for name, weights in oracles(item, kind).items():
+                note(kind, name, item, weights)
+    return {"items": about, "rows": rows, "grains": grains, "seconds": seconds, "train": len(train.items)}
+
+
+def report(found: dict[str, Any]) -> str:
+    """The tables, as text."""
+    items = found["items"]
+    snrs = [item["snr"] for item in items]
+    groups = [item["utterance"] for item in items], [item["noise"] for item in items]
+
+    def interval(values: Sequence[float] | np.ndarray) -> str:
+        return str(common.clustered_mean(list(values), *groups, strata=snrs))
+
+    parts = []
+    for kind, rows in found["rows"].items():
+        values = {name: np.array(row) for name, row in rows.items()}
+        static = max((values[n] for n in ("static, MSE", "static, SDR")), key=np.mean)
+        body = []
+        for name, row in values.items():
+            grain = found["grains"].get(name)
+            gap = np.nan if grain is None else values[grain].mean() - static.mean()
+            share = "-" if grain is None or name in MODELS else f"{100 * (row.mean() - static.mean()) / gap:.0f} %"
+            body.append([name, interval(row), interval(row - values["static selection"]), share])
+        title = f"{kind}: {len(items)} test mixtures, rules learned on {found['train']}"
+        parts.append(common.table(["SDR (dB)", "", "over best single", "share of the gap"], body, title=title))
+    parts.append("seconds of learning: " + ", ".join(f"{n} {s:.1f}" for n, s in found["seconds"].items()))
+    return "\n\n".join(parts)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True, help="the folder mini-chime")
+    parser.add_argument("--full", action="store_true", help="all test and validation mixtures, not the quick ones")
+    parser.add_argument("--out", help="JSON file for the score of every item under every rule")
+    parser.add_argument("--cache", help="folder for separations, features and networks (default: the user's cache)")
+    parser.add_argument("--threads", type=int, default=2, help="mixtures separated at a time (default: 2)")
+    parser.add_argument("--epochs", type=int, default=60, help="most epochs of a network (default: 60)")
+    parser.add_argument("--no-networks", action="store_true", help="leave the networks out")
+    parser.add_argument("--limit", type=int, help="only so many items of each split, to try the script")
+    options = parser.parse_args(arguments)
+    cache = common.cache_folder(options.cache)
+    try:
+        data = MiniChime(options.data)
+    except (OSError, ValueError) as error:
+        common.fail(str(error))
+        return
+    print(common.environment(), flush=True)
+    start = time.perf_counter()
+    with compile_cache(cache / "programs"):
+        found = evaluate(Separations(data, cache, threads=options.threads), options, cache)
+    print("\n" + report(found) + f"\n\n{time.perf_counter() - start:.0f} s")
+    if options.out:
+        common.write_text(options.out, json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
