@@ -168,9 +168,9 @@ class Scores(NamedTuple):
 class Terms(NamedTuple):
     """The parts that a combination's free energy is the sum of, before averaging; all in nats."""
 
-    data: Float[Array, "choice band frame"]  # expected log likelihood, over groups of frequencies
-    activations: Float[Array, "source choice frame"]  # E[log p(H)] - E[log q(H)] of each source
-    dictionary: Float[Array, "source choice"]  # the same of the learned dictionaries
+    data: Float[Array | np.ndarray, "choice band frame"]  # expected log likelihood, over groups of frequencies
+    activations: Float[Array | np.ndarray, "source choice frame"]  # E[log p(H)] - E[log q(H)] of each source
+    dictionary: Float[Array | np.ndarray, "source choice"]  # the same of the learned dictionaries
 
 
 def make_prior(
