@@ -1,0 +1,123 @@
+"""The fusion rules that need no training, for examples of a folder: mean, selection by free energy, oracles."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from bayesfuse import fusion
+from bayesfuse.examples import Example
+from bayesfuse.transforms import STFT, Transform
+
+# Weights of all channels (one entry) or of each, and the transform of their frames if they are per frame.
+Weights = tuple[list[Float[np.ndarray, "model *frame"]], Transform | None]
+
+
+@dataclass(frozen=True)
+class Mean:
+    """The plain mean of all separators."""
+
+    def describe(self) -> dict[str, Any]:
+        """What determines the result, JSON-ready."""
+        return {"method": "mean"}
+
+    def separators(self, source: str) -> tuple[str, ...] | None:
+        """None: for any separators."""
+        return None
+
+    def weights(self, example: Example) -> Weights:
+        """1 / M for every model."""
+        return [fusion.mean_weights(len(example.estimates))], None
+
+
+@dataclass(frozen=True)
+class Select:
+    """The separator with the largest free energy, of the recording or of each frame (VB selection).
+
+    Attributes
+    ----------
+    time_varying
+        Whether to select in each frame.
+    """
+
+    time_varying: bool = False
+
+    def describe(self) -> dict[str, Any]:
+        """What determines the result, JSON-ready."""
+        return {"method": "select", "time_varying": self.time_varying}
+
+    def separators(self, source: str) -> tuple[str, ...] | None:
+        """None: for any separators."""
+        return None
+
+    def weights(self, example: Example) -> Weights:
+        """The indicator of the best model; a ValueError if there are no free energies."""
+        values, transform = energies(example, self.time_varying)
+        return [fusion.select_weights(values, axis=0)], transform
+
+
+@dataclass(frozen=True)
+class Oracle:
+    """The best weights there are, from the true source: a bound, not a method.
+
+    Attributes
+    ----------
+    time_varying
+        Whether weights are per frame.
+    per_channel
+        Whether every channel has weights of its own.
+    transform
+        The frames.
+    """
+
+    time_varying: bool = False
+    per_channel: bool = False
+    transform: STFT = STFT()  # noqa: RUF009 (immutable)
+
+    def describe(self) -> dict[str, Any]:
+        """What determines the result, JSON-ready."""
+        settings = {"method": "oracle", "time_varying": self.time_varying, "per_channel": self.per_channel}
+        return settings | ({"transform": self.transform.to_dict()} if self.time_varying else {})
+
+    def separators(self, source: str) -> tuple[str, ...] | None:
+        """None: for any separators."""
+        return None
+
+    def weights(self, example: Example) -> Weights:
+        """The minimiser of the squared error; a ValueError if the true source is not known."""
+        from bayesfuse.simplex_qp import oracle_weights
+
+        transform = self.transform if self.time_varying else None
+        grams = channel_grams(example, self.per_channel, transform)
+        # [*frame, model] of the oracle is [model, *frame] to `fuse`.
+        return [np.moveaxis(np.asarray(oracle_weights(g)), -1, 0) for g in grams], transform
+
+
+def channel_grams(example: Example, per_channel: bool, transform: STFT | None = None) -> list[fusion.Gram]:
+    """Gram of each channel, or one of all; over the recording, or per frame of the transform, in bounded memory."""
+    g = fusion.gram_of_blocks(example.pairs(), transform=transform)
+    if not per_channel:
+        return [g.sum(0)]
+    return [fusion.Gram(g.energy[c], g.cross[c], g.gram[c]) for c in range(g.energy.shape[0])]
+
+
+def energies(example: Example, time_varying: bool) -> tuple[Float[np.ndarray, "model *frame"], Transform | None]:
+    """Free energies in nats, totals or per frame, and in the latter case the transform of the frames.
+
+    Raises
+    ------
+    ValueError
+        If a separator has none, or they are not those of a recording of this length.
+    """
+    parts, transform = example.free_energies()
+    frames = transform.num_frames(example.header.samples)
+    for separator, energy in zip(example.separators, parts, strict=True):
+        if energy.frames.shape[0] != frames:
+            raise ValueError(
+                f"{example.item.name}: the free energy of {separator} has {energy.frames.shape[0]} frames, but the "
+                f"mixture has {frames}; separate it again."
+            )
+    if time_varying:
+        return np.stack([energy.per_frame() for energy in parts]), transform
+    return np.array([energy.total for energy in parts]), None

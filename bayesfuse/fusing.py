@@ -1,0 +1,256 @@
+"""Fusing a folder: the outputs of several separators in, one WAV file per mixture and source out.
+
+Files are read and written in blocks, so memory does not grow with their length. A job that was interrupted, even
+killed, goes on where it was: outputs appear complete or not at all, those that exist are kept, and one process at a
+time works in a folder. A mixture that cannot be fused is reported and the others are done.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+from jaxtyping import Float
+
+from bayesfuse import audio, fusion
+from bayesfuse._lock import exclusive
+from bayesfuse._netcdf import replacing
+from bayesfuse.examples import BLOCK, Example, Reading, open_example
+from bayesfuse.separators.folder import Folder, Item, sources_in
+from bayesfuse.transforms import STFT, Transform
+
+# What a job keeps about itself, inside its output folder.
+STATE = ".bayesfuse"
+# What can be wrong with one mixture without being wrong with the others.
+ITEM_ERRORS = (ValueError, OSError, FloatingPointError, MemoryError)
+
+Task = TypeVar("Task")
+Answer = TypeVar("Answer")
+
+
+class Rule(Protocol):
+    """A fusion rule for examples of a folder; instances are sent to other processes."""
+
+    def describe(self) -> dict[str, Any]:
+        """What determines the result, JSON-ready."""
+        ...
+
+    def separators(self, source: str) -> tuple[str, ...] | None:
+        """The models that the rule is for, in order; None for any."""
+        ...
+
+    def weights(self, example: Example) -> tuple[list[Float[np.ndarray, "model *frame"]], Transform | None]:
+        """Weights for all channels together (one entry) or for each; and the transform of their frames."""
+        ...
+
+
+@dataclass
+class Outcome:
+    """What became of a job.
+
+    Attributes
+    ----------
+    done
+        Outputs that were made, as ``name/source``.
+    kept
+        Outputs that existed.
+    failed
+        Messages by output.
+    """
+
+    done: list[str] = field(default_factory=list)
+    kept: list[str] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+
+    def add(self, other: "Outcome") -> None:
+        """Takes over what became of another part of the job."""
+        self.done += other.done
+        self.kept += other.kept
+        self.failed |= other.failed
+
+    def summary(self) -> str:
+        """A line with the counts and, if any, a line for each failure."""
+        lines = [f"{len(self.done)} made, {len(self.kept)} kept, {len(self.failed)} failed"]
+        return "\n".join(lines + [f"  - {name}: {' '.join(text.split())}" for name, text in self.failed.items()])
+
+
+def fuse_folder(
+    folder: Folder,
+    output: str | Path,
+    rule: Rule,
+    *,
+    reading: Reading | None = None,
+    overwrite: bool = False,
+    executor: Executor | None = None,
+    progress: bool = False,
+) -> Outcome:
+    """Writes ``<output>/<name>/<source>.wav``, float32, for every mixture and source.
+
+    Parameters
+    ----------
+    folder
+        Mixtures and estimates.
+    output
+        Folder to write. Outputs that are there are kept if they are from the same rule and settings.
+    rule
+        Makes the weights.
+    reading
+        How the estimates are read; by default as they are.
+    overwrite
+        Make all outputs anew, whatever they are from.
+    executor
+        Fuses several mixtures at a time, for instance a pool of processes; one after the other if None.
+    progress
+        Whether to show a bar.
+
+    Raises
+    ------
+    ValueError
+        If the folder holds outputs of another rule or settings, another process writes it, or the rule is for other
+        separators than the folder has.
+    """
+    reading = Reading() if reading is None else reading
+    target = Path(output)
+    if target.exists() and not target.is_dir():
+        raise ValueError(f"cannot write into {target}: it is a file; give the name of a folder.")
+    for source in folder.sources:
+        _check_separators(rule, folder, source)
+    with exclusive(target / STATE / "lock"):
+        _remember(target, {**rule.describe(), "align": reading.adapt}, overwrite)
+        _sweep(target)
+        separators = {source: rule.separators(source) or folder.separators_of[source] for source in folder.sources}
+        tasks = [_Task(item, separators, target, rule, reading.of(item), overwrite) for item in folder.items]
+        outcome = Outcome()
+        for part in over_items(_fuse_item, tasks, executor, "fusing", progress):
+            outcome.add(part)
+    return outcome
+
+
+def over_items(
+    function: Callable[[Task], Answer], tasks: list[Task], executor: Executor | None, title: str, progress: bool
+) -> Iterator[Answer]:
+    """The answers to all tasks in their order, with a progress bar, here or through an executor."""
+    from tqdm import tqdm
+
+    answers: Iterable[Answer] = map(function, tasks) if executor is None else executor.map(function, tasks)
+    yield from tqdm(answers, total=len(tasks), desc=title, disable=not progress, leave=False)
+
+
+@dataclass(frozen=True)
+class _Task:
+    """All that another process needs to fuse one mixture."""
+
+    item: Item
+    separators: Mapping[str, tuple[str, ...]]
+    target: Path
+    rule: Rule
+    reading: Reading
+    overwrite: bool
+
+
+def _fuse_item(task: _Task) -> Outcome:
+    outcome = Outcome()
+    for source, separators in task.separators.items():
+        name, path = f"{task.item.name}/{source}", task.target / task.item.name / f"{source}.wav"
+        if path.is_file() and not task.overwrite:
+            outcome.kept.append(name)
+            continue
+        try:
+            example = open_example(task.item, source, separators, task.reading)
+            weights, transform = task.rule.weights(example)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            header = example.header
+            audio.write_blocks(path, fused_blocks(example, weights, transform), header.rate, header.channels)
+            outcome.done.append(name)
+        except ITEM_ERRORS as error:
+            outcome.failed[name] = str(error) or type(error).__name__
+    return outcome
+
+
+def fused_blocks(
+    example: Example, weights: list[Float[np.ndarray, "model *frame"]], transform: Transform | None
+) -> Iterator[Float[np.ndarray, "channel sample"]]:
+    """The fused source in consecutive blocks, the same as if it were fused at once.
+
+    Parameters
+    ----------
+    weights
+        Constant or per frame; one entry for all channels, or one for each.
+    transform
+        Of the frames.
+    """
+    length = example.header.samples
+    if weights[0].ndim == 1:
+        for start in range(0, length, BLOCK):
+            estimates = example.read_estimates(start, min(start + BLOCK, length))
+            yield _by_channel(weights, estimates, None)
+        return
+    assert transform is not None
+    hop = transform.hop
+    margin, size = transform.window - hop, max(BLOCK // hop, 1) * hop
+    for start in range(0, length, size):
+        stop = min(start + size, length)
+        # Frames that reach into the block begin up to a margin before it and end up to one behind it.
+        estimates = example.read_estimates(start - margin, stop + margin)
+        count = transform.num_frames(estimates.shape[-1])
+        local = [_frames(w, (start - margin) // hop, count) for w in weights]
+        yield _by_channel(local, estimates, transform)[:, margin : margin + stop - start]
+
+
+def _frames(weights: Float[np.ndarray, "model frame *band"], first: int, count: int) -> np.ndarray:
+    """Weights of `count` frames from the first on; 0 for those that lie outside the signal."""
+    total = weights.shape[1]
+    inside = weights[:, max(first, 0) : max(first + count, 0)]
+    before = max(-first, 0)
+    widths = [(0, 0), (before, count - before - inside.shape[1]), *[(0, 0)] * (weights.ndim - 2)]
+    assert inside.shape[1] <= min(count, total)
+    return np.pad(inside, widths)
+
+
+def _by_channel(
+    weights: list[np.ndarray], estimates: Float[np.ndarray, "model channel sample"], transform: Transform | None
+) -> Float[np.ndarray, "channel sample"]:
+    if len(weights) == 1:
+        return fusion.fuse(weights[0], estimates, transform=transform)
+    channels = [fusion.fuse(w, estimates[:, c], transform=transform) for c, w in enumerate(weights)]
+    return np.stack(channels)
+
+
+def _check_separators(rule: Rule, folder: Folder, source: str) -> None:
+    wanted, there = rule.separators(source), folder.separators_of[source]
+    if wanted is not None and set(wanted) != set(there):
+        raise ValueError(
+            f"the weights of {source} are for the separators {', '.join(wanted)}, but the folder has "
+            f"{', '.join(there)}; train weights on these, or give a folder with those."
+        )
+
+
+def _remember(target: Path, settings: Mapping[str, Any], overwrite: bool) -> None:
+    """Notes the settings in the output folder, or complains that its outputs are from others."""
+    note = target / STATE / "settings.json"
+    text = json.dumps(dict(settings), indent=1, sort_keys=True)
+    if note.is_file() and note.read_text(encoding="utf-8") != text and not overwrite:
+        raise ValueError(
+            f"{target} holds outputs of another method or other settings (see {note}): name another folder, or "
+            "--overwrite them."
+        )
+    if not note.is_file() and not overwrite and any(sources_in(entry) for entry in target.iterdir()):
+        raise ValueError(f"{target} holds sounds that were not made here: name another folder, or --overwrite them.")
+    with replacing(note) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def _sweep(target: Path) -> None:
+    """Removes what a killed process left half-written; nobody else writes here now."""
+    for file in target.rglob(".*.wav"):
+        if len(file.stem) == 33 and set(file.stem[1:]) <= set("0123456789abcdef"):
+            file.unlink(missing_ok=True)
+
+
+def digest(data: bytes) -> str:
+    """A short name of some bytes, by which settings tell files apart."""
+    return hashlib.sha256(data).hexdigest()[:16]
