@@ -167,7 +167,7 @@ def _peak(products: Float[np.ndarray, " lag"], sub_sample: bool) -> tuple[float,
     index = int(np.argmax(np.abs(curve)))
     sign = -1.0 if curve[index] < 0 else 1.0
     if not np.abs(curve[index]) > _DISTINCT * np.median(np.abs(curve)):
-        return np.nan, -1.0 if products[centre] < 0 else 1.0
+        return np.nan, 1.0
     lag = float(index - centre)
     if sub_sample:
         phases = 2j * np.pi * np.arange(spectrum.shape[0]) / size
@@ -176,8 +176,9 @@ def _peak(products: Float[np.ndarray, " lag"], sub_sample: bool) -> tuple[float,
             return -sign * float(np.real(spectrum @ np.exp(phases * place)))
 
         found: Any = minimize_scalar(negative, bounds=(index - 1.0, index + 1.0), method="bounded")
+        nearest = float(np.rint(found.x))
         # A hundredth of a sample is not told from none.
-        lag = float(found.x) - centre if abs(found.x - np.rint(found.x)) > 0.01 else float(np.rint(found.x)) - centre
+        lag = (nearest if abs(found.x - nearest) < 0.01 else float(found.x)) - centre
     return lag, sign
 
 
@@ -272,9 +273,7 @@ def shifted(
     return scipy.signal.oaconvolve(around, kernel, mode="valid", axes=-1).astype(around.dtype, copy=False)
 
 
-def padded(
-    audio: Float[np.ndarray, "channel sample"], start: int, stop: int
-) -> Float[np.ndarray, "channel stretch"]:
+def padded(audio: Float[np.ndarray, "channel sample"], start: int, stop: int) -> Float[np.ndarray, "channel stretch"]:
     """Samples [start, stop) of audio, with zeros beyond its ends."""
     length = audio.shape[-1]
     inside = audio[..., min(max(start, 0), length) : min(max(stop, 0), length)]

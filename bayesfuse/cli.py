@@ -55,8 +55,8 @@ def _parser() -> argparse.ArgumentParser:
         prog="bayesfuse",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Audio source separation by averaging over models: those of a variational NMF, or any others.",
-        epilog="Start with `bayesfuse demo`, then `bayesfuse separate --help`. To combine what other programs separated:\n"
-        "`bayesfuse fuse --help`.",
+        epilog="Start with `bayesfuse demo`, then `bayesfuse separate --help`. To combine what other programs\n"
+        "separated: `bayesfuse fuse --help`.",
     )
     parser.add_argument("--version", action="version", version=f"bayesfuse {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")

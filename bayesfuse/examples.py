@@ -70,24 +70,26 @@ class Example:
         """Rate, channels and length."""
         return self.mixture.own
 
-    def read_estimates(self, start: int, stop: int) -> Float[np.ndarray, "model channel sample"]:
-        """Samples [start, stop) of all estimates, zeros beyond the ends."""
-        return np.stack([track.read(start, stop) for track in self.estimates])
+    def num_frames(self) -> int:
+        """Number of frames that the free energies are totals over."""
+        return self.free_energies()[1].num_frames(self.header.samples)
+
+    def blocks(self) -> Iterator[Float[np.ndarray, "model channel sample"]]:
+        """All estimates in consecutive blocks."""
+        for start in range(0, self.header.samples, BLOCK):
+            stop = min(start + BLOCK, self.header.samples)
+            yield np.stack([track.read(start, stop) for track in self.estimates])
 
     def pairs(
         self,
     ) -> Iterator[tuple[Float[np.ndarray, "channel sample"], Float[np.ndarray, "model channel sample"]]]:
-        """The true source and its estimates in consecutive blocks.
-
-        Raises
-        ------
-        ValueError
-            If the true source is not known.
-        """
+        """The true source and its estimates in consecutive blocks; a ValueError if the former is not known."""
         reference = self.true_source()
-        for start in range(0, self.header.samples, BLOCK):
-            stop = min(start + BLOCK, self.header.samples)
-            yield reference.read(start, stop), self.read_estimates(start, stop)
+        start = 0
+        for estimates in self.blocks():
+            stop = start + estimates.shape[-1]
+            yield reference.read(start, stop), estimates
+            start = stop
 
     def true_source(self) -> Track:
         """The track of the true source; a ValueError if it is not known."""

@@ -8,6 +8,7 @@ from jaxtyping import Float
 
 from bayesfuse import fusion
 from bayesfuse.examples import Example
+from bayesfuse.separators.folder import Folder
 from bayesfuse.transforms import STFT, Transform
 
 # Weights of all channels (one entry) or of each, and the transform of their frames if they are per frame.
@@ -21,6 +22,9 @@ class Mean:
     def describe(self) -> dict[str, Any]:
         """What determines the result, JSON-ready."""
         return {"method": "mean"}
+
+    def check(self, folder: Folder) -> None:
+        """Any folder will do."""
 
     def separators(self, source: str) -> tuple[str, ...] | None:
         """None: for any separators."""
@@ -46,6 +50,10 @@ class Select:
     def describe(self) -> dict[str, Any]:
         """What determines the result, JSON-ready."""
         return {"method": "select", "time_varying": self.time_varying}
+
+    def check(self, folder: Folder) -> None:
+        """Raises a ValueError if the folder holds no free energy."""
+        check_free_energies(folder, "select")
 
     def separators(self, source: str) -> tuple[str, ...] | None:
         """None: for any separators."""
@@ -80,6 +88,10 @@ class Oracle:
         settings = {"method": "oracle", "time_varying": self.time_varying, "per_channel": self.per_channel}
         return settings | ({"transform": self.transform.to_dict()} if self.time_varying else {})
 
+    def check(self, folder: Folder) -> None:
+        """Raises a ValueError if the folder holds no true source."""
+        check_references(folder, "oracle")
+
     def separators(self, source: str) -> tuple[str, ...] | None:
         """None: for any separators."""
         return None
@@ -92,6 +104,21 @@ class Oracle:
         grams = channel_grams(example, self.per_channel, transform)
         # [*frame, model] of the oracle is [model, *frame] to `fuse`.
         return [np.moveaxis(np.asarray(oracle_weights(g)), -1, 0) for g in grams], transform
+
+
+def check_free_energies(folder: Folder, method: str) -> None:
+    """Raises a ValueError if no separator of the folder has a free energy."""
+    if not any(item.free_energies for item in folder.items):
+        raise ValueError(
+            f"method {method} weighs separators by their free energies, but there is no free_energy.nc beside any "
+            "estimate: only models of the mixture have one, such as our VB-NMF; choose mean, static-sdr or network."
+        )
+
+
+def check_references(folder: Folder, method: str) -> None:
+    """Raises a ValueError if the folder holds no true source."""
+    if not any(item.references for item in folder.items):
+        raise ValueError(f"method {method} needs true sources, but no mixture has one: give --references.")
 
 
 def channel_grams(example: Example, per_channel: bool, transform: STFT | None = None) -> list[fusion.Gram]:

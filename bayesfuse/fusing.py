@@ -5,7 +5,6 @@ killed, goes on where it was: outputs appear complete or not at all, those that 
 time works in a folder. A mixture that cannot be fused is reported and the others are done.
 """
 
-import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Executor
@@ -19,9 +18,9 @@ from jaxtyping import Float
 from bayesfuse import audio, fusion
 from bayesfuse._lock import exclusive
 from bayesfuse._netcdf import replacing
-from bayesfuse.examples import BLOCK, Example, Reading, open_example
+from bayesfuse.examples import Example, Reading, open_example
 from bayesfuse.separators.folder import Folder, Item, sources_in
-from bayesfuse.transforms import STFT, Transform
+from bayesfuse.transforms import Transform
 
 # What a job keeps about itself, inside its output folder.
 STATE = ".bayesfuse"
@@ -37,6 +36,10 @@ class Rule(Protocol):
 
     def describe(self) -> dict[str, Any]:
         """What determines the result, JSON-ready."""
+        ...
+
+    def check(self, folder: Folder) -> None:
+        """Raises a ValueError if the rule cannot be applied to any mixture of the folder."""
         ...
 
     def separators(self, source: str) -> tuple[str, ...] | None:
@@ -71,11 +74,6 @@ class Outcome:
         self.done += other.done
         self.kept += other.kept
         self.failed |= other.failed
-
-    def summary(self) -> str:
-        """A line with the counts and, if any, a line for each failure."""
-        lines = [f"{len(self.done)} made, {len(self.kept)} kept, {len(self.failed)} failed"]
-        return "\n".join(lines + [f"  - {name}: {' '.join(text.split())}" for name, text in self.failed.items()])
 
 
 def fuse_folder(
@@ -117,8 +115,7 @@ def fuse_folder(
     target = Path(output)
     if target.exists() and not target.is_dir():
         raise ValueError(f"cannot write into {target}: it is a file; give the name of a folder.")
-    for source in folder.sources:
-        _check_separators(rule, folder, source)
+    rule.check(folder)
     with exclusive(target / STATE / "lock"):
         _remember(target, {**rule.describe(), "align": reading.adapt}, overwrite)
         _sweep(target)
@@ -183,50 +180,10 @@ def fused_blocks(
     transform
         Of the frames.
     """
-    length = example.header.samples
-    if weights[0].ndim == 1:
-        for start in range(0, length, BLOCK):
-            estimates = example.read_estimates(start, min(start + BLOCK, length))
-            yield _by_channel(weights, estimates, None)
-        return
-    assert transform is not None
-    hop = transform.hop
-    margin, size = transform.window - hop, max(BLOCK // hop, 1) * hop
-    for start in range(0, length, size):
-        stop = min(start + size, length)
-        # Frames that reach into the block begin up to a margin before it and end up to one behind it.
-        estimates = example.read_estimates(start - margin, stop + margin)
-        count = transform.num_frames(estimates.shape[-1])
-        local = [_frames(w, (start - margin) // hop, count) for w in weights]
-        yield _by_channel(local, estimates, transform)[:, margin : margin + stop - start]
-
-
-def _frames(weights: Float[np.ndarray, "model frame *band"], first: int, count: int) -> np.ndarray:
-    """Weights of `count` frames from the first on; 0 for those that lie outside the signal."""
-    total = weights.shape[1]
-    inside = weights[:, max(first, 0) : max(first + count, 0)]
-    before = max(-first, 0)
-    widths = [(0, 0), (before, count - before - inside.shape[1]), *[(0, 0)] * (weights.ndim - 2)]
-    assert inside.shape[1] <= min(count, total)
-    return np.pad(inside, widths)
-
-
-def _by_channel(
-    weights: list[np.ndarray], estimates: Float[np.ndarray, "model channel sample"], transform: Transform | None
-) -> Float[np.ndarray, "channel sample"]:
-    if len(weights) == 1:
-        return fusion.fuse(weights[0], estimates, transform=transform)
-    channels = [fusion.fuse(w, estimates[:, c], transform=transform) for c, w in enumerate(weights)]
-    return np.stack(channels)
-
-
-def _check_separators(rule: Rule, folder: Folder, source: str) -> None:
-    wanted, there = rule.separators(source), folder.separators_of[source]
-    if wanted is not None and set(wanted) != set(there):
-        raise ValueError(
-            f"the weights of {source} are for the separators {', '.join(wanted)}, but the folder has "
-            f"{', '.join(there)}; train weights on these, or give a folder with those."
-        )
+    each = len(weights) > 1
+    return fusion.fuse_blocks(
+        np.stack(weights) if each else weights[0], example.blocks(), transform=transform, per_source=each
+    )
 
 
 def _remember(target: Path, settings: Mapping[str, Any], overwrite: bool) -> None:
@@ -249,8 +206,3 @@ def _sweep(target: Path) -> None:
     for file in target.rglob(".*.wav"):
         if len(file.stem) == 33 and set(file.stem[1:]) <= set("0123456789abcdef"):
             file.unlink(missing_ok=True)
-
-
-def digest(data: bytes) -> str:
-    """A short name of some bytes, by which settings tell files apart."""
-    return hashlib.sha256(data).hexdigest()[:16]

@@ -141,7 +141,9 @@ def check(
     from tqdm import tqdm
 
     records = Records(keep, {"job": "check", "max_lag_seconds": max_lag_seconds})
-    tasks = [(item, s, folder.sources_of(s), max_lag_seconds, records) for item in folder.items for s in folder.separators]
+    tasks = [
+        (item, s, folder.sources_of(s), max_lag_seconds, records) for item in folder.items for s in folder.separators
+    ]
     results = map(_finding, tasks) if executor is None else executor.map(_finding, tasks)
     bar = tqdm(results, total=len(tasks), desc="checking", disable=not progress, leave=False)
     found = {(s, item.name): finding for (item, s, *_), finding in zip(tasks, bar, strict=True) if finding is not None}

@@ -188,7 +188,9 @@ def read_manifest(path: PathLike) -> Folder:
             for row in rows:
                 key = _key(row, f"{file}, line {rows.line_num}")
                 if key in found:
-                    raise ValueError(f"{file}, line {rows.line_num}: there was a row for {' '.join(key).strip()} before.")
+                    raise ValueError(
+                        f"{file}, line {rows.line_num}: there was a row for {' '.join(key).strip()} before."
+                    )
                 found[key] = file.parent / row["path"].strip()
                 groups[key[0]] = (row.get("group") or "").strip() or groups.get(key[0], key[0])
     except (UnicodeDecodeError, csv.Error) as error:

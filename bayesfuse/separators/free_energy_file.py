@@ -50,7 +50,9 @@ def save_free_energy(path: str | os.PathLike[str], energy: FreeEnergy, transform
             "save that of a fit that succeeded."
         )
     units = {"units": "nat"}
-    group = xr.Dataset({"frames": (("order", "frame"), frames[None], units), "dictionary": (("order",), parts[:1], units)})
+    group = xr.Dataset(
+        {"frames": (("order", "frame"), frames[None], units), "dictionary": (("order",), parts[:1], units)}
+    )
     tree = xr.DataTree.from_dict({"/free_energy": group})
     tree.attrs = {
         "format": FORMAT,
