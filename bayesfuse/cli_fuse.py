@@ -69,6 +69,7 @@ def run(args: argparse.Namespace) -> int:
 
     files = cli_folder.folder(args)
     rule = _rule(args, files)
+    rule.check(files)
     state = Path(args.output) / STATE
     with cli_folder.workers(args.workers) as pool:
         reading = cli_folder.reading(args, files, state / "check", pool)

@@ -151,7 +151,11 @@ class _Task:
 
 def _fuse_item(task: _Task) -> Outcome:
     outcome = Outcome()
+    if not task.item.estimates:
+        outcome.failed[task.item.name] = "no separator has an estimate of it"
     for source, separators in task.separators.items():
+        if not any(source in files for files in task.item.estimates.values()):
+            continue  # a song without drums
         name, path = f"{task.item.name}/{source}", task.target / task.item.name / f"{source}.wav"
         if path.is_file() and not task.overwrite:
             outcome.kept.append(name)

@@ -56,7 +56,7 @@ class Learned:
         return {"method": "learned", **self.origin}
 
     def check(self, folder: Folder) -> None:
-        """Raises a ValueError if the rules are for other sources or separators, or for free energies that are not there."""
+        """Raises a ValueError if the rules are for other sources or separators, or free energies are missing."""
         for source, there in folder.separators_of.items():
             wanted = self._of(source)[0].separators
             if sorted(wanted) != sorted(there):
@@ -64,8 +64,8 @@ class Learned:
                 unknown = ", ".join(name for name in there if name not in wanted) or "none"
                 raise ValueError(
                     f"the weights of {source} were learned for the separators {', '.join(wanted)}, but the folder has "
-                    f"{', '.join(there)} (missing: {missing}; unknown to the weights: {unknown}): give estimates of the "
-                    "former, or train weights on the latter."
+                    f"{', '.join(there)} (missing: {missing}; unknown to the weights: {unknown}): give estimates of "
+                    "the former, or train weights on the latter."
                 )
         if any(isinstance(rule, VBRule) for rule in self.rules.values()):
             check_free_energies(folder, "vb")

@@ -78,7 +78,7 @@ class SanityReport:
         for kind, files in kinds.items():
             notes += _counted(kind, files)
         measured = {name: (f.sources, f.placement) for name, f in mine.items() if f.placement is not None}
-        clipped = [f"{n}/{s}" for n, (sources, p) in measured.items() for s, c in zip(sources, p.clipped) if c]
+        clipped = [f"{n}/{s}" for n, (of, p) in measured.items() for s, c in zip(of, p.clipped, strict=True) if c]
         notes += _counted("clipped", clipped)
         notes += self._placed(separator, list(mine))
         notes += _sums({name: (len(sources), p) for name, (sources, p) in measured.items()})
@@ -230,7 +230,7 @@ def _decibels(gain: float) -> float:
 
 
 def _sums(placements: dict[str, tuple[int, alignment.Placement]]) -> list[str]:
-    """What the corrected estimates leave of the mixture, if a separator returned several sources and they leave much."""
+    """What several corrected estimates leave of the mixture, if that is much."""
     left = {n: p.residual for n, (count, p) in placements.items() if count > 1 and p.residual >= alignment.COMPLETE}
     if not left:
         return []

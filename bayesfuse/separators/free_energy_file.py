@@ -90,6 +90,6 @@ def load_free_energy(path: str | os.PathLike[str]) -> tuple[FreeEnergy, Transfor
         raise ValueError(f"{path} is incomplete: {error} is missing.") from error
     if frames.shape[0] != 1:
         raise ValueError(
-            f"{path} holds the free energies of {frames.shape[0]} orders; expected one, that of the estimates beside it."
+            f"{path} holds the free energies of {frames.shape[0]} orders; expected one, of the estimates beside it."
         )
     return FreeEnergy(frames[0], np.asarray(dictionary[0]), np.asarray(order)), transform
