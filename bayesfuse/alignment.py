@@ -69,7 +69,11 @@ class Placement(NamedTuple):
 
 
 def place(
-    mixture: Float[np.ndarray, "channel sample"], estimates: Waveforms, *, max_lag: int, sub_sample: bool = True
+    mixture: Float[np.ndarray, "channel sample"],
+    estimates: Float[np.ndarray, "source ..."],
+    *,
+    max_lag: int,
+    sub_sample: bool = True,
 ) -> Placement:
     """Where the estimates of the sources of one mixture lie; `place_blocks` for arrays.
 

@@ -9,10 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from bayesfuse import audio, fusion
+from bayesfuse._jobs import ITEM_ERRORS, Arrays, Records, over_items
 from bayesfuse._netcdf import replacing
-from bayesfuse._records import Arrays, Records
 from bayesfuse.examples import BLOCK
-from bayesfuse.fusing import ITEM_ERRORS, over_items
 from bayesfuse.separators.folder import Folder, PathLike, sources_in
 from bayesfuse.tracks import Track, open_track
 

@@ -6,16 +6,17 @@ time works in a folder. A mixture that cannot be fused is reported and the other
 """
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import numpy as np
 from jaxtyping import Float
 
 from bayesfuse import audio, fusion
+from bayesfuse._jobs import ITEM_ERRORS, over_items
 from bayesfuse._lock import exclusive
 from bayesfuse._netcdf import replacing
 from bayesfuse.examples import Example, Reading, open_example
@@ -24,11 +25,6 @@ from bayesfuse.transforms import Transform
 
 # What a job keeps about itself, inside its output folder.
 STATE = ".bayesfuse"
-# What can be wrong with one mixture without being wrong with the others.
-ITEM_ERRORS = (ValueError, OSError, FloatingPointError, MemoryError)
-
-Task = TypeVar("Task")
-Answer = TypeVar("Answer")
 
 
 class Rule(Protocol):
@@ -125,16 +121,6 @@ def fuse_folder(
         for part in over_items(_fuse_item, tasks, executor, "fusing", progress):
             outcome.add(part)
     return outcome
-
-
-def over_items(
-    function: Callable[[Task], Answer], tasks: list[Task], executor: Executor | None, title: str, progress: bool
-) -> Iterator[Answer]:
-    """The answers to all tasks in their order, with a progress bar, here or through an executor."""
-    from tqdm import tqdm
-
-    answers: Iterable[Answer] = map(function, tasks) if executor is None else executor.map(function, tasks)
-    yield from tqdm(answers, total=len(tasks), desc=title, disable=not progress, leave=False)
 
 
 @dataclass(frozen=True)

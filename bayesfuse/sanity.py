@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from bayesfuse import alignment, audio
-from bayesfuse._records import Arrays, Records
+from bayesfuse._jobs import Arrays, Records, over_items
 from bayesfuse.separators.folder import Folder, Item
 from bayesfuse.tracks import differences, open_track
 
@@ -138,15 +138,12 @@ def check(
     progress
         Whether to show a bar.
     """
-    from tqdm import tqdm
-
     records = Records(keep, {"job": "check", "max_lag_seconds": max_lag_seconds})
     tasks = [
         (item, s, folder.sources_of(s), max_lag_seconds, records) for item in folder.items for s in folder.separators
     ]
-    results = map(_finding, tasks) if executor is None else executor.map(_finding, tasks)
-    bar = tqdm(results, total=len(tasks), desc="checking", disable=not progress, leave=False)
-    found = {(s, item.name): finding for (item, s, *_), finding in zip(tasks, bar, strict=True) if finding is not None}
+    results = zip(tasks, over_items(_finding, tasks, executor, "checking", progress), strict=True)
+    found = {(s, item.name): finding for (item, s, *_), finding in results if finding is not None}
     findings = {key: found[key] for key in sorted(found)}
     return SanityReport(findings, _corrections(findings))
 

@@ -14,10 +14,10 @@ import numpy as np
 from jaxtyping import Float
 
 from bayesfuse import fusion
-from bayesfuse._records import Arrays, Records
+from bayesfuse._jobs import ITEM_ERRORS, Arrays, Records, over_items
 from bayesfuse.examples import Reading, open_example
 from bayesfuse.folder_rules import channel_grams, check_free_energies, check_references, energies
-from bayesfuse.fusing import ITEM_ERRORS, Outcome, over_items
+from bayesfuse.fusing import Outcome
 from bayesfuse.learned_rules import channel_key
 from bayesfuse.rules import Rule, StaticRule
 from bayesfuse.separators.folder import Folder, Item

@@ -1,11 +1,12 @@
-"""Results of a long job kept in small files, one per item, so that a job that was interrupted goes on."""
+"""What jobs over many files share: doing one item after the other or several at a time, and going on after a kill."""
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -13,6 +14,21 @@ from bayesfuse import _netcdf
 from bayesfuse._version import __version__
 
 Arrays = dict[str, np.ndarray]
+Task = TypeVar("Task")
+Answer = TypeVar("Answer")
+
+# What can be wrong with one mixture without being wrong with the others.
+ITEM_ERRORS = (ValueError, OSError, FloatingPointError, MemoryError)
+
+
+def over_items(
+    function: Callable[[Task], Answer], tasks: list[Task], executor: Executor | None, title: str, progress: bool
+) -> Iterator[Answer]:
+    """The answers to all tasks in their order, with a progress bar, here or through an executor."""
+    from tqdm import tqdm
+
+    answers: Iterable[Answer] = map(function, tasks) if executor is None else executor.map(function, tasks)
+    yield from tqdm(answers, total=len(tasks), desc=title, disable=not progress, leave=False)
 
 
 @dataclass(frozen=True)
