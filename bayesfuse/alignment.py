@@ -160,6 +160,8 @@ def _cross_correlation(
 def _peak(products: Float[np.ndarray, " lag"], sub_sample: bool) -> tuple[float, float]:
     """Lag and sign of the largest product of the sharpened cross-correlation; a lag of NaN if it is not distinct."""
     centre = products.shape[0] // 2
+    if not products.any():
+        return np.nan, 1.0
     if centre == 0:
         return 0.0, -1.0 if products[0] < 0 else 1.0
     size = scipy.fft.next_fast_len(2 * products.shape[0], real=True)
