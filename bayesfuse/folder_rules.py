@@ -124,9 +124,7 @@ def check_references(folder: Folder, method: str) -> None:
 def channel_grams(example: Example, per_channel: bool, transform: STFT | None = None) -> list[fusion.Gram]:
     """Gram of each channel, or one of all; over the recording, or per frame of the transform, in bounded memory."""
     g = fusion.gram_of_blocks(example.pairs(), transform=transform)
-    if not per_channel:
-        return [g.sum(0)]
-    return [fusion.Gram(g.energy[c], g.cross[c], g.gram[c]) for c in range(g.energy.shape[0])]
+    return [g.take(c) for c in range(g.energy.shape[0])] if per_channel else [g.sum(0)]
 
 
 def energies(example: Example, time_varying: bool) -> tuple[Float[np.ndarray, "model *frame"], Transform | None]:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
@@ -27,6 +27,7 @@ from bayesfuse.transforms import Transform
 STATE = ".bayesfuse"
 
 
+@runtime_checkable
 class Rule(Protocol):
     """A fusion rule for examples of a folder; instances are sent to other processes."""
 

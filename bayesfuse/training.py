@@ -184,7 +184,7 @@ def collect_pairs(
             examples = pairs.setdefault((task.source, c if per_channel else None), Pairs([], [], [], [], []))
             examples.names.append(task.item.name)
             examples.groups.append(task.item.group)
-            examples.grams.append(fusion.Gram(found["energy"][c], found["cross"][c], found["gram"][c]))
+            examples.grams.append(fusion.Gram(found["energy"], found["cross"], found["gram"]).take(c))
             if by_energy:
                 examples.free_energies.append(found["free_energy"])
                 examples.num_frames.append(int(found["num_frames"]))
