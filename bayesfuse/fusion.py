@@ -12,159 +12,42 @@ separation", IEEE/ACM Trans. Audio, Speech, Lang. Process., 24(7), 2016.
 """
 
 from collections.abc import Sequence
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal
 
-import equinox as eqx
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 from jaxtyping import Array, Float
 from scipy.optimize import minimize_scalar
 
+from bayesfuse._checks import check, check_finite, check_models
 from bayesfuse._simplex import indicator, namespace, softmax, tempered
+from bayesfuse.gram import Bands, FrameTransform, Gram, gram, gram_of_blocks, grams_of_blocks, sdr, squared_error
+from bayesfuse.simplex_qp import kkt_residual, oracle_weights
+from bayesfuse.weighted_sum import fuse, fuse_blocks
+
+__all__ = [
+    "Bands",
+    "FrameTransform",
+    "Gram",
+    "best_weights",
+    "effective_models",
+    "fuse",
+    "fuse_blocks",
+    "gram",
+    "gram_of_blocks",
+    "grams_of_blocks",
+    "kkt_residual",
+    "learn_beta",
+    "mean_weights",
+    "oracle_weights",
+    "sdr",
+    "select_weights",
+    "squared_error",
+    "vb_weights",
+]
 
 AnyArray = np.ndarray | Array
 Scalars = float | int | np.number | np.ndarray | Array
-
-# Samples that are in double precision at a time while a Gram is accumulated: 2 MiB per signal.
-_BLOCK = 1 << 18
-
-
-@runtime_checkable
-class FrameTransform(Protocol):
-    """What `fuse` needs of a transform: framing with overlap-add, such as that of `transforms.STFT`."""
-
-    def num_frames(self, length: int) -> int: ...
-    def analysis(self, x: Any) -> Any: ...
-    def synthesis(self, X: Any, length: int) -> Any: ...
-
-
-class Gram(eqx.Module):
-    """Scalar products between a true source and its estimates, [JVR16] eqs. 9-10.
-
-    Attributes
-    ----------
-    energy
-        c = <s, s>, in squared units of the signal.
-    cross
-        d_m = <s, s_m>.
-    gram
-        G_mm' = <s_m, s_m'>.
-    """
-
-    energy: Float[AnyArray, "*batch"]
-    cross: Float[AnyArray, "*batch model"]
-    gram: Float[AnyArray, "*batch model model"]
-
-    @property
-    def num_models(self) -> int:
-        """Number of estimates M."""
-        return self.cross.shape[-1]
-
-    def sum(self, axis: int = 0) -> "Gram":
-        """The Gram of the concatenation along one batch axis (channels, frames, examples): Grams add.
-
-        Parameters
-        ----------
-        axis
-            The batch axis, counted from the first one.
-        """
-        if not 0 <= axis < self.energy.ndim:
-            raise ValueError(
-                f"Gram.sum got axis={axis}, but there are {self.energy.ndim} batch axes; count them from 0."
-            )
-        return jax.tree.map(lambda field: namespace(field).asarray(field.sum(axis=axis)), self)
-
-    @staticmethod
-    def stack(grams: "Sequence[Gram]") -> "Gram":
-        """Several Grams as one, with a new leading axis, for instance of examples.
-
-        Raises
-        ------
-        ValueError
-            If there is none, or if they differ in shape, for instance in the number of models.
-        """
-        if not grams:
-            raise ValueError("Gram.stack got no Gram; give at least one.")
-        shapes = sorted({item.cross.shape for item in grams})
-        if len(shapes) > 1:
-            raise ValueError(f"Gram.stack got shapes {shapes} of `cross`; all must be over the same models.")
-        return jax.tree.map(lambda *fields: namespace(*fields).stack(fields), *grams)
-
-
-def gram(reference: Float[AnyArray, "*batch sample"], estimates: Float[AnyArray, "model ..."]) -> Gram:
-    """The scalar products over the whole signal, one `Gram` entry per batch element ([JVR16] eqs. 9-10).
-
-    Parameters
-    ----------
-    reference
-        True source [..., sample]; a channel axis is a batch axis, `Gram.sum` adds over it.
-    estimates
-        One estimate per model [model, ..., sample].
-
-    Returns
-    -------
-    Gram
-        In float64 for NumPy arrays of any precision, because c + a'Ga - 2a'd cancels for good estimates;
-        in the precision of the input for JAX arrays.
-
-    Raises
-    ------
-    ValueError
-        If the shapes differ, or if a value is NaN or infinite.
-    """
-    if estimates.ndim != reference.ndim + 1 or estimates.shape[1:] != reference.shape:
-        raise ValueError(
-            f"gram got a reference of shape {reference.shape} and estimates of shape {estimates.shape}; "
-            "estimates must have one leading model axis and otherwise the shape of the reference. "
-            "Pad or trim the signals to a common length first."
-        )
-    if estimates.shape[0] == 0:
-        raise ValueError("gram got estimates of no model; give at least one.")
-    _check_finite("gram", reference=reference, estimates=estimates)
-    xp = namespace(reference, estimates)
-    if xp is jnp:
-        stacked = jnp.concatenate([reference[None], estimates])
-        products = jnp.einsum("m...t,n...t->...mn", stacked, stacked)
-    else:
-        models = 1 + estimates.shape[0]
-        products = np.zeros((*reference.shape[:-1], models, models))
-        for start in range(0, reference.shape[-1], _BLOCK):
-            part = slice(start, start + _BLOCK)
-            block = np.concatenate([reference[None, ..., part], estimates[..., part]])
-            block = np.moveaxis(block.astype(np.float64), 0, -2)
-            products += block @ np.swapaxes(block, -1, -2)
-    return Gram(xp.asarray(products[..., 0, 0]), products[..., 0, 1:], products[..., 1:, 1:])
-
-
-def squared_error(weights: Float[AnyArray, "*#batch model"], g: Gram) -> Float[AnyArray, "*batch"]:
-    """Squared error ||s - sum_m a_m s_m||^2 of the fused estimate, from the triple alone ([JVR16] eq. 8).
-
-    Parameters
-    ----------
-    weights
-        Fusion weights a, [..., model], broadcast against the batch axes of `g`.
-    g
-        Scalar products. The result is not below zero, whatever the rounding.
-    """
-    _check_models("squared_error", weights.shape[-1], g.num_models)
-    xp = namespace(weights, g.energy)
-    quadratic = xp.einsum("...m,...mn,...n->...", weights, g.gram, weights)
-    linear = xp.einsum("...m,...m->...", weights, g.cross)
-    return xp.asarray(xp.maximum(g.energy + quadratic - 2.0 * linear, 0.0))
-
-
-def sdr(weights: Float[AnyArray, "*#batch model"], g: Gram) -> Float[AnyArray, "*batch"]:
-    """Signal-to-distortion ratio of the fused estimate in dB, from the triple alone ([JVR16] eq. 6).
-
-    It is inf for an estimate without error, -inf for a silent source with an estimate that is not, NaN if
-    both are silent. Parameters as those of `squared_error`.
-    """
-    error = squared_error(weights, g)
-    xp = namespace(error, g.energy)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return xp.asarray(10.0 * (xp.log10(g.energy) - xp.log10(error)))
 
 
 def mean_weights(num_models: int, dtype: Any = np.float64) -> Float[np.ndarray, " model"]:
@@ -250,15 +133,15 @@ def vb_weights(
     xp = namespace(free_energy, log_prior, beta, frames)
     dtype = free_energy.dtype
     if log_prior is not None:
-        _check_models("vb_weights", log_prior.shape[0], num_models, what="log_prior")
-        _check(
+        check_models("vb_weights", log_prior.shape[0], num_models, what="log_prior")
+        check(
             "vb_weights",
             log_prior,
             lambda v: -np.inf < v.max() < np.inf,  # NaN fails, too
             "a log_prior with NaN or +inf, or that excludes all models; give log probabilities",
         )
-    _check("vb_weights", beta, lambda v: (v >= 0).all(), f"beta={beta!r}; it must be in [0, inf]")
-    _check(
+    check("vb_weights", beta, lambda v: (v >= 0).all(), f"beta={beta!r}; it must be in [0, inf]")
+    check(
         "vb_weights",
         frames,
         lambda v: ((v > 0) & (v < np.inf)).all(),
@@ -353,7 +236,7 @@ def learn_beta(
     if not ((lengths > 0) & (lengths < np.inf)).all():
         raise ValueError(f"learn_beta got num_frames {lengths.tolist()}; give positive numbers of frames.")
     _check_free_energy("learn_beta", energies, -1)
-    _check_finite("learn_beta", energy=g.energy, cross=g.cross, gram=g.gram)
+    check_finite("learn_beta", energy=g.energy, cross=g.cross, gram=g.gram)
     silent = np.flatnonzero(g.energy <= 0)
     if loss == "sdr" and silent.size:
         raise ValueError(
@@ -392,100 +275,12 @@ def learn_beta(
     return min(candidates, key=cost)
 
 
-def fuse(
-    weights: Float[AnyArray, "..."],
-    estimates: Float[AnyArray, "..."],
-    *,
-    transform: FrameTransform | None = None,
-) -> Float[AnyArray, "..."]:
-    """The weighted sum of the estimates of all models, with constant weights or with weights per frame.
-
-    Constant weights give sum_m a_m s_m(t) ([JVR16] eq. 3). Weights per frame scale the frames of the analysis
-    of each estimate, and the sum is synthesised by overlap-add (eqs. 4-5); weights that are the same in every
-    frame give the result of constant ones, up to rounding. The result is linear in the weights and in the
-    estimates.
-
-    Parameters
-    ----------
-    weights
-        [model], or [model, frame] over the frames of `transform`. Of any sign and sum.
-    estimates
-        [model, ..., sample], for instance [model, source, channel, sample].
-    transform
-        The framing, required for weights per frame.
-
-    Returns
-    -------
-    array
-        Fused signals [..., sample], in the precision of the estimates.
-
-    Raises
-    ------
-    ValueError
-        If the numbers of models or frames do not match, `transform` is missing, or a value is NaN or
-        infinite.
-
-    Notes
-    -----
-    Departs from the source, where the frames are those of the separators' own STFTs: here the waveforms are
-    analysed again, since estimates may come from separators with other transforms or with none.
-    """
-    if weights.ndim not in (1, 2) or weights.shape[0] == 0:
-        raise ValueError(f"fuse got weights of shape {weights.shape}; they must be [model] or [model, frame].")
-    if estimates.ndim < 2:
-        raise ValueError(f"fuse got estimates of shape {estimates.shape}; they must be [model, ..., sample].")
-    _check_models("fuse", weights.shape[0], estimates.shape[0])
-    _check_finite("fuse", weights=weights, estimates=estimates)
-    xp = namespace(weights, estimates)
-    scales = xp.asarray(weights, dtype=estimates.dtype)
-    if weights.ndim == 1:
-        return xp.tensordot(scales, xp.asarray(estimates), axes=1)
-    if transform is None:
-        raise ValueError(
-            f"fuse got weights per frame, of shape {weights.shape}, but no transform; "
-            "pass the transform whose frames they belong to, for instance transform=STFT()."
-        )
-    length = estimates.shape[-1]
-    frames = transform.num_frames(length)
-    if weights.shape[1] != frames:
-        raise ValueError(
-            f"fuse got weights for {weights.shape[1]} frames, but the transform has {frames} frames over "
-            f"{length} samples; use the transform with which the weights were computed."
-        )
-    # One estimate at a time: the analysis of all would take several times their memory.
-    fused = transform.analysis(xp.asarray(estimates[0])) * scales[0]
-    for scale, estimate in zip(scales[1:], estimates[1:], strict=True):
-        fused = fused + transform.analysis(xp.asarray(estimate)) * scale
-    return transform.synthesis(fused, length)
-
-
-def _check(caller: str, value: Any, accept: Any, complaint: str) -> None:
-    """Raise unless the value, if it is known (not inside a JAX transformation), is accepted."""
-    if not isinstance(value, Tracer) and not accept(np.asarray(value)):
-        raise ValueError(f"{caller} got {complaint}.")
-
-
-def _check_finite(caller: str, **arrays: Any) -> None:
-    for name, array in arrays.items():
-        _check(
-            caller,
-            array,
-            lambda v: np.isfinite(v).all(),
-            f"{name} with NaN or infinite values; find the model or file they come from and leave it out",
-        )
-
-
-def _check_models(caller: str, got: int, expected: int, what: str = "weights") -> None:
-    if got != expected:
-        raise ValueError(f"{caller} got {what} for {got} models, but there are {expected}; give one per model.")
-
-
 def _check_free_energy(caller: str, free_energy: Any, axis: int) -> None:
     if not -free_energy.ndim <= axis < free_energy.ndim:
         raise ValueError(f"{caller} got axis={axis} for free energies of shape {free_energy.shape}.")
     if free_energy.shape[axis] == 0:
         raise ValueError(f"{caller} got free energies of no model, shape {free_energy.shape}; give at least one.")
-    _check(
+    check(
         caller,
         free_energy,
         lambda v: (v < np.inf).all(),

@@ -291,6 +291,11 @@ class QERB(eqx.Module):
         return self.window // 2 + 1
 
     @property
+    def multiplicity(self) -> Float[np.ndarray, " bin"]:
+        """How many bins of the full DFT each bin stands for; see `STFT.multiplicity`."""
+        return self.stft.multiplicity
+
+    @property
     def num_bands(self) -> int:
         """Number of rows of `power`."""
         return self.bands
