@@ -206,8 +206,10 @@ def _quadratic_form_jvp(primals: tuple[Any, Any], tangents: tuple[Any, Any]) -> 
 
 
 def _value_and_product(weights: Any, forms: Any) -> tuple[Any, Any]:
-    # A loop that is unrolled, with the batch innermost: batched products of matrices this small cost far more.
-    product = sum(forms[:, :, m] * weights[m] for m in range(forms.shape[2]))
+    # A loop that is unrolled, with the batch innermost: batched products of matrices this small cost far more. The
+    # barriers keep the compiler from computing what comes before once per row, and the product twice.
+    weights = jax.lax.optimization_barrier(weights)
+    product = jax.lax.optimization_barrier(sum(forms[:, :, m] * weights[m] for m in range(forms.shape[2])))
     return (product * weights).sum(axis=1), product
 
 
