@@ -338,20 +338,6 @@ class _Pairs(NamedTuple):
     estimate: Int[np.ndarray, " pair"]
 
 
-class _Energies(NamedTuple):
-    """Squared norms of the parts of estimates, each [model, pair]."""
-
-    estimate: Any
-    target: Any
-    error: Any
-    interference: Any
-    explained: Any
-    artefacts: Any
-    image: Any
-    image_error: Any
-    spatial: Any
-
-
 def _scores(
     definition: str,
     references: References,
@@ -370,13 +356,11 @@ def _scores(
         true = references.signals[..., start : start + width]
         given = estimates[..., start : start + width]
         with np.errstate(over="ignore", invalid="ignore"):
-            energies = _energies(bank, true, given * references.scale, pairs, references.taps)
+            energies = _energies(definition, bank, true, given * references.scale, pairs, references.taps)
             values, codes = _ratios(definition, energies)
         quiet_true, quiet_given = ~true.any(axis=(-2, -1)), ~given.any(axis=(-2, -1))
         if joint_silence:
-            codes[:, :, :] = np.where(
-                (quiet_true.any() | quiet_given.any(axis=-1))[:, None], Reason.SILENT_OTHER, codes
-            )
+            codes = np.where((quiet_true.any() | quiet_given.any(axis=-1))[:, None], Reason.SILENT_OTHER, codes)
         # Later lines are the weightier reasons.
         codes = np.where(quiet_given[:, pairs.estimate], Reason.SILENT_ESTIMATE, codes)
         codes = np.where(quiet_true[pairs.reference], Reason.SILENT_REFERENCE, codes)
@@ -414,45 +398,46 @@ def _filters(
 
 
 def _energies(
+    definition: str,
     bank: _Bank,
     references: Float[np.ndarray, "source channel sample"],
     estimates: Float[np.ndarray, "model source channel sample"],
     pairs: _Pairs,
     taps: int,
-) -> _Energies:
-    """Energies over a window of all signals, with the tails of the filters behind it."""
+) -> dict[str, Float[np.ndarray, "model pair"]]:
+    """Energies of the parts of the estimates over a window, with the tails of the filters behind it."""
     step = bank.size - taps + 1
-    total = np.zeros((len(_Energies._fields), len(estimates), len(pairs.reference)))
+    total: dict[str, Any] = {}
     for start in range(0, references.shape[-1] + taps - 1, step):
         spectra = fft.rfft(projection.segment(references, start - taps + 1, bank.size))
-        # Signal by signal, what a pair needs is small enough to stay in the cache.
-        joint = projection.apply(bank.joint, spectra.reshape(-1, spectra.shape[-1]), taps, bank.size)
+        joint = projection.apply(bank.joint, spectra.reshape(-1, spectra.shape[-1]), taps, bank.size)[:, pairs.estimate]
         own = projection.apply(bank.own, spectra[pairs.reference][:, None], taps, bank.size)
         given = projection.segment(estimates, start, step)[:, pairs.estimate]
         true = projection.segment(references, start, step)[pairs.reference]
-        joint = joint[:, pairs.estimate]
-        parts = _Energies(
-            estimate=given, target=own, error=given - own, interference=joint - own, explained=joint,
-            artefacts=given - joint, image=np.broadcast_to(true, given.shape), image_error=given - true,
-            spatial=own - true,
-        )  # fmt: skip
-        total += [np.einsum("mpct,mpct->mp", part, part) for part in parts]
-    return _Energies(*total)
+        parts = {"estimate": given, "target": own, "interference": joint - own}
+        parts |= {"explained": joint, "artefacts": given - joint}
+        if definition == "bss_eval_sources":
+            parts |= {"error": given - own}
+        else:
+            parts |= {"image": true[None], "image_error": given - true, "spatial": own - true}
+        for name, part in parts.items():
+            total[name] = total.get(name, 0.0) + np.einsum("mpct,mpct->mp", part, part)
+    return total
 
 
-def _ratios(definition: str, e: _Energies) -> tuple[Float[np.ndarray, "4 ..."], Int[np.ndarray, "4 ..."]]:
+def _ratios(
+    definition: str, energies: dict[str, Float[np.ndarray, "model pair"]]
+) -> tuple[Float[np.ndarray, "4 model pair"], Int[np.ndarray, "4 model pair"]]:
     """The four ratios in dB and whether they are above rounding, from energies."""
-    distortion = (e.target, e.error, e.estimate)
-    if definition != "bss_eval_sources":
-        distortion = (e.image, e.image_error, e.image)
-    top, bottom, whole = np.stack(
-        [
-            distortion,
-            (e.image, e.spatial, e.image),
-            (e.target, e.interference, e.estimate),
-            (e.explained, e.artefacts, e.estimate),
-        ],
-        axis=1,
+    shared = [("target", "interference", "estimate"), ("explained", "artefacts", "estimate")]
+    if definition == "bss_eval_sources":
+        # The ISR is not defined: anything in its place.
+        lines = [("target", "error", "estimate"), ("target", "error", "estimate"), *shared]
+    else:
+        lines = [("image", "image_error", "image"), ("image", "spatial", "image"), *shared]
+    shape = energies["estimate"].shape
+    top, bottom, whole = np.array([[np.broadcast_to(energies[name], shape) for name in row] for row in lines]).swapaxes(
+        0, 1
     )
     known = np.isfinite(top) & np.isfinite(bottom)
     some, inexact = known & (top > _RESOLUTION * whole), bottom > _RESOLUTION * whole

@@ -224,6 +224,13 @@ def _energy(xp: Any, signal: Any, axes: tuple[int, ...]) -> tuple[Any, Any]:
     return xp.squeeze(peak, axis=axes), energy
 
 
+def _trailing(axes: tuple[int, ...]) -> int:
+    """Number of summed axes, which must be the last ones."""
+    if set(axes) != set(range(-len(axes), 0)):
+        raise ValueError(f"scale-invariant ratios sum over the last axes, got {axes}: expected -1 or (-2, -1)")
+    return len(axes)
+
+
 def _scale_invariant(
     references: Any, estimates: Any, axes: tuple[int, ...], which: Literal["sdr", "sir", "sar"]
 ) -> Any:
@@ -232,8 +239,9 @@ def _scale_invariant(
     xp: Any = jnp if in_jax else np
     dtype = xp.result_type(references, estimates)
     working = dtype if in_jax else np.float64
-    s, sounding, s_finite = _unit(xp, xp.asarray(references, dtype=working), len(axes))
-    e, heard, e_finite = _unit(xp, xp.asarray(estimates, dtype=working), len(axes))
+    count = _trailing(axes)
+    s, sounding, s_finite = _unit(xp, xp.asarray(references, dtype=working), count)
+    e, heard, e_finite = _unit(xp, xp.asarray(estimates, dtype=working), count)
     target = (e * s).sum(-1, keepdims=True) * s
     rest = e - target
     if which == "sdr":
