@@ -63,8 +63,9 @@ def run(args: argparse.Namespace) -> int:
     files = cli_folder.folder(args)
     from bayesfuse._lock import exclusive
     from bayesfuse.rules import save_rules
-    from bayesfuse.training import train_folder
+    from bayesfuse.training import check_trainable, train_folder
 
+    check_trainable(files, args.method, args.time_varying)
     keep = output.with_name(f".{output.name}.work")
     with exclusive(keep / "lock"), cli_folder.workers(args.workers) as pool:
         reading = cli_folder.reading(args, files, keep / "check", pool)

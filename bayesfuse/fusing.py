@@ -117,7 +117,7 @@ def fuse_folder(
         _remember(target, {**rule.describe(), "align": reading.adapt}, overwrite)
         _sweep(target)
         separators = {source: rule.separators(source) or folder.separators_of[source] for source in folder.sources}
-        tasks = [_Task(item, separators, target, rule, reading.of(item), overwrite) for item in folder.items]
+        tasks = [Task(item, separators, target, rule, reading.of(item), overwrite) for item in folder.items]
         outcome = Outcome()
         for part in over_items(_fuse_item, tasks, executor, "fusing", progress):
             outcome.add(part)
@@ -125,7 +125,7 @@ def fuse_folder(
 
 
 @dataclass(frozen=True)
-class _Task:
+class Task:
     """All that another process needs to fuse one mixture."""
 
     item: Item
@@ -136,7 +136,7 @@ class _Task:
     overwrite: bool
 
 
-def _fuse_item(task: _Task) -> Outcome:
+def _fuse_item(task: Task) -> Outcome:
     outcome = Outcome()
     if not task.item.estimates:
         outcome.failed[task.item.name] = "no separator has an estimate of it"

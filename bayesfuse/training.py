@@ -87,13 +87,7 @@ def train_folder(
     ValueError
         If nothing can be learned: no references, no free energies for "vb", or no usable mixture of a source.
     """
-    if method not in METHODS:
-        raise ValueError(f"method {method!r}; expected one of {', '.join(METHODS)}.")
-    if time_varying and method != "vb":
-        raise ValueError(f"method {method} has constant weights; weights per frame come from vb or network.")
-    check_references(folder, method)
-    if method == "vb":
-        check_free_energies(folder, method)
+    check_trainable(folder, method, time_varying)
     pairs, outcome = collect_pairs(
         folder,
         Reading() if reading is None else reading,
@@ -109,6 +103,17 @@ def train_folder(
         name = source if channel is None else channel_key(source, channel)
         rules[name] = learn(method, examples, folder.separators_of[source], name)
     return rules, pairs, outcome
+
+
+def check_trainable(folder: Folder, method: str, time_varying: bool) -> None:
+    """Raises a ValueError if nothing can be learned on any mixture of the folder; see `train_folder`."""
+    if method not in METHODS:
+        raise ValueError(f"method {method!r}; expected one of {', '.join(METHODS)}.")
+    if time_varying and method != "vb":
+        raise ValueError(f"method {method} has constant weights; weights per frame come from vb or network.")
+    check_references(folder, method)
+    if method == "vb":
+        check_free_energies(folder, method)
 
 
 def learn(method: str, pairs: Pairs, separators: Sequence[str], source: str) -> Rule:
