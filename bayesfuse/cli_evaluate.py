@@ -1,6 +1,7 @@
 """`bayesfuse evaluate`."""
 
 import argparse
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -8,6 +9,8 @@ from bayesfuse import cli_folder
 
 if TYPE_CHECKING:
     from bayesfuse.evaluating import Job
+
+_METRICS = ("sdr", "si_sdr", "si_sir", "si_sar", "bss_eval_sources", "bss_eval_images", "bss_eval_v4")
 
 _DESCRIPTION = """\
 Scores estimates against the true sources: every separator, and whatever was fused.
@@ -18,8 +21,12 @@ the files (WAV, FLAC or OGG):
   FOLDER/SYSTEM/NAME/SOURCE.wav                 or of several"""
 
 _EPILOG = """\
-metrics (in dB; they are different quantities, which the literature all calls SDR):
-  sdr       10 log10 of the energy of the source over that of the error, without any filtering or scaling
+metrics (in dB; the literature calls all of these SDR, but they are different quantities):
+  sdr               energy of the true source over that of the error, with no filtering or scaling (default)
+  si_sdr            the same after the best scaling of the true source; si_sir, si_sar: its parts
+  bss_eval_sources  BSS Eval 3: after the best filter of 512 taps; SDR, SIR, SAR
+  bss_eval_images   BSS Eval 3 for multichannel images: SDR, ISR, SIR, SAR
+  bss_eval_v4       BSS Eval 4: the same in windows of a second, with one filter; the median of the windows is shown
 
 example:
   bayesfuse evaluate --references ref --estimates est --estimates fused=out/ -o scores.csv
@@ -47,7 +54,9 @@ def add(commands: Any) -> None:
         help="folder of estimates, of one system or with one folder per system; can be repeated",
     )
     parser.add_argument("--manifest", metavar="CSV", help="a list of all files, as for `bayesfuse fuse`")
-    parser.add_argument("--metric", action="append", choices=("sdr",), help="can be repeated (default sdr)")
+    parser.add_argument(
+        "--metric", action="append", choices=_METRICS, metavar="NAME", help="as below; can be repeated (default sdr)"
+    )
     parser.add_argument("--align", action="store_true", help="resample, pad or cut estimates that do not fit")
     parser.add_argument("-o", "--output", metavar="CSV", help="file for the score of every file")
     cli_folder.add_running(parser)
@@ -55,19 +64,24 @@ def add(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs the command and returns 1 if some files failed."""
-    from bayesfuse import evaluating
+    from bayesfuse import evaluating, scores
 
     jobs = _jobs(args)
-    metrics = {name: evaluating.METRICS[name] for name in args.metric or ["sdr"]}
     output = None if args.output is None else Path(args.output)
-    keep = None if output is None else output.with_name(f".{output.name}.work")
-    with cli_folder.workers(args.workers) as pool:
-        scores = evaluating.evaluate(jobs, metrics, align=args.align, keep=keep, executor=pool, progress=not args.quiet)
+    keep = None
     if output is not None:
-        scores.write(output)
+        cli_folder.check_parent(output)
+        keep = output.with_name(f".{output.name}.work")
+    with cli_folder.workers(args.workers) as pool:
+        found = evaluating.evaluate(
+            jobs, args.metric or ["sdr"], align=args.align, keep=keep, executor=pool, progress=not args.quiet
+        )
+    if output is not None and keep is not None:
+        scores.write(found.table, output)
+        shutil.rmtree(keep, ignore_errors=True)
     if not args.quiet:
-        print(scores.summary())
-    return cli_folder.report_failures(scores.failed)
+        print(found.summary())
+    return cli_folder.report_failures(found.failed)
 
 
 def _jobs(args: argparse.Namespace) -> "list[Job]":

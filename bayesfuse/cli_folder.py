@@ -5,6 +5,7 @@ import contextlib
 import sys
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Executor
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -101,6 +102,12 @@ def transform(args: argparse.Namespace) -> "STFT":
     if args.window < 2 or args.window % 2:
         raise ValueError(f"--window {args.window}: expected an even number of samples, at least 2")
     return STFT(args.window, args.window // 2)
+
+
+def check_parent(output: Path) -> None:
+    """Raises a ValueError unless a file of that name can be made."""
+    if not output.parent.is_dir():
+        raise ValueError(f"cannot write {output}: there is no folder {output.parent}; create it first")
 
 
 def report_failures(failed: Mapping[str, str]) -> int:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from bayesfuse import cli_folder
 
 if TYPE_CHECKING:
+    from bayesfuse.examples import Reading
     from bayesfuse.fusing import Rule
     from bayesfuse.separators.folder import Folder
 
@@ -70,9 +71,14 @@ def run(args: argparse.Namespace) -> int:
     files = cli_folder.folder(args)
     rule = _rule(args, files)
     rule.check(files)
+    if args.ladder:
+        from bayesfuse.folder_rules import check_references
+
+        check_references(files, "--ladder")
     state = Path(args.output) / STATE
     with cli_folder.workers(args.workers) as pool:
         reading = cli_folder.reading(args, files, state / "check", pool)
+        failed = _print_ladder(args, files, reading, state / "ladder", pool) if args.ladder else {}
         outcome = fuse_folder(
             files,
             args.output,
@@ -84,7 +90,23 @@ def run(args: argparse.Namespace) -> int:
         )
     if not args.quiet:
         print(f"{len(outcome.done)} made, {len(outcome.kept)} kept, {len(outcome.failed)} failed: {args.output}")
-    return cli_folder.report_failures(outcome.failed)
+    return cli_folder.report_failures(
+        {**{f"ladder of {name}": text for name, text in failed.items()}, **outcome.failed}
+    )
+
+
+def _print_ladder(
+    args: argparse.Namespace, files: "Folder", reading: "Reading", keep: Path, pool: Any
+) -> dict[str, str]:
+    """Prints the ladder per file and on average, and returns what failed."""
+    from bayesfuse.folder_ladder import ladder_of_folder
+
+    frames = cli_folder.transform(args)
+    found, failed = ladder_of_folder(
+        files, reading=reading, transform=frames, keep=keep, executor=pool, progress=not args.quiet
+    )
+    print(found, end="\n\n")
+    return failed
 
 
 def _rule(args: argparse.Namespace, files: "Folder") -> "Rule":

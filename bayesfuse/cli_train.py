@@ -58,8 +58,7 @@ def add(commands: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Runs the command and returns 1 if some mixtures could not be used."""
     output = Path(args.output)
-    if not output.parent.is_dir():
-        raise ValueError(f"cannot write {output}: there is no folder {output.parent}; create it first")
+    cli_folder.check_parent(output)
     files = cli_folder.folder(args)
     from bayesfuse._lock import exclusive
     from bayesfuse.rules import save_rules

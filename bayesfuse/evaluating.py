@@ -1,24 +1,20 @@
 """Scores of folders of estimates against the true sources, whoever made the estimates."""
 
-import csv
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pandas as pd
 
-from bayesfuse import audio, fusion
+from bayesfuse import audio, fusion, scores
 from bayesfuse._jobs import ITEM_ERRORS, Arrays, Records, over_items
-from bayesfuse._netcdf import replacing
 from bayesfuse.examples import BLOCK
+from bayesfuse.metrics import Reason
 from bayesfuse.separators.folder import Folder, PathLike, sources_in
 from bayesfuse.tracks import Track, open_track
-
-COLUMNS = ("system", "name", "group", "source", "metric", "value")
-
-# From the true sources of one mixture and their estimates to scores by metric, [source] each.
-Metric = Callable[[Sequence[Track], Sequence[Track]], Mapping[str, np.ndarray]]
 
 
 @dataclass(frozen=True)
@@ -41,44 +37,35 @@ class Job:
     estimates: Mapping[str, Mapping[str, Path]]
 
 
-@dataclass
+@dataclass(frozen=True)
 class Scores:
     """What came out of an evaluation.
 
     Attributes
     ----------
-    rows
-        One per system, mixture, source and metric, in the order of `COLUMNS`; values in dB, NaN where the metric is
-        not defined (a silent true source).
+    table
+        The table of `scores`: one row per mixture, system, source, metric and window.
     failed
         Messages by ``system: name``.
     """
 
-    rows: list[tuple[str, str, str, str, str, float]] = field(default_factory=list)
-    failed: dict[str, str] = field(default_factory=dict)
+    table: Any
+    failed: dict[str, str]
 
     def summary(self) -> str:
-        """A table of means and medians over mixtures, by source, metric and system, as plain text."""
-        cells: dict[tuple[str, str, str], list[float]] = {}
-        for system, _, _, source, metric, value in self.rows:
-            cells.setdefault((source, metric, system), []).append(value)
-        header = ("source", "metric", "system", "mean", "median", "scored", "undefined")
-        table = [header]
-        for (source, metric, system), values in sorted(cells.items()):
-            known = [value for value in values if not np.isnan(value)]
-            mean, median = (f"{f(known):.2f}" if known else "-" for f in (np.mean, np.median))
-            table.append((source, metric, system, mean, median, str(len(known)), str(len(values) - len(known))))
-        widths = [max(len(row[column]) for row in table) for column in range(len(header))]
-        return "\n".join(
-            "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in table
-        )
-
-    def write(self, path: PathLike) -> None:
-        """Writes the rows to a CSV file, all or nothing; NaN is an empty field."""
-        with replacing(Path(path)) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(COLUMNS)
-            writer.writerows((*row[:-1], "" if np.isnan(row[-1]) else repr(float(row[-1]))) for row in self.rows)
+        """Means over mixtures with 95 % bootstrap intervals by group, as plain text; windows by their median first."""
+        if self.table.empty:
+            return "nothing was scored"
+        means = scores.summarise(scores.over_windows(self.table)).sort_values(["metric", "source"], kind="stable")
+        rows = [("metric", "source", "system", "mean", "95 %", "scored", "without a score")]
+        for row in means.itertuples(index=False):
+            interval = "" if np.isnan(row.low) else f"{row.low:.2f} to {row.high:.2f}"
+            mean = "-" if np.isnan(row.value) else f"{row.value:.2f}"
+            missing = f"{row.missing} ({row.reasons})" if row.missing else ""
+            rows.append((row.metric, row.source, row.system, mean, interval, str(row.count), missing))
+        widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+        return "\n".join(line.rstrip() for line in lines)
 
 
 def jobs_of_folder(folder: Folder) -> list[Job]:
@@ -166,7 +153,7 @@ def find_systems(references: PathLike, texts: Sequence[str]) -> dict[str, Path]:
 
 def evaluate(
     jobs: Sequence[Job],
-    metrics: Mapping[str, Metric],
+    measures: Sequence[scores.Measure] = ("sdr",),
     *,
     align: bool = False,
     keep: Path | None = None,
@@ -176,14 +163,14 @@ def evaluate(
     """Scores of all systems on all mixtures, in the order of the jobs.
 
     A source that a system returns for some mixtures, and not for this one, is a failure; one that it returns for none
-    is not.
+    is not. The measure "sdr" alone takes memory that does not grow with the length of the files.
 
     Parameters
     ----------
     jobs
         From `jobs_of` or `jobs_of_folder`.
-    metrics
-        By name; see `METRICS`.
+    measures
+        As for `scores.score`.
     align
         Whether estimates of another rate, channel count or length are adapted to the true source; otherwise they fail.
     keep
@@ -195,75 +182,109 @@ def evaluate(
     for job in jobs:
         for system, files in job.estimates.items():
             offered.setdefault(system, set()).update(set(files) & set(job.references))
-    records = Records(keep, {"job": "evaluate", "metrics": sorted(metrics), "align": align})
-    tasks = [
-        _Task(job, system, tuple(sorted(offered[system])), metrics, align, records)
-        for job in jobs
-        for system in job.estimates
-        if offered[system]
-    ]
-    scores = Scores()
-    for task, answer in zip(tasks, over_items(_score, tasks, executor, "scoring", progress), strict=True):
-        if isinstance(answer, str):
-            scores.failed[f"{task.system}: {task.job.name}"] = answer
-        else:
-            start = (task.system, task.job.name, task.job.group)
-            scores.rows += [(*start, source, metric, value) for source, metric, value in answer]
-    return scores
+    records = Records(keep, {"job": "evaluate", "measures": list(measures), "align": align})
+    wanted = {system: tuple(sorted(sources)) for system, sources in offered.items() if sources}
+    tasks = [_Task(job, wanted, tuple(measures), align, records) for job in jobs]
+    tables, failed = [], {}
+    for task, (table, wrong) in zip(tasks, over_items(_score, tasks, executor, "scoring", progress), strict=True):
+        failed |= {f"{system}: {task.job.name}": text for system, text in wrong.items()}
+        tables.append(table)
+    full = [table for table in tables if not table.empty]
+    return Scores(pd.concat(full, ignore_index=True) if full else pd.DataFrame(columns=list(scores.COLUMNS)), failed)
 
 
 @dataclass(frozen=True)
 class _Task:
-    """All that another process needs to score one system on one mixture."""
+    """All that another process needs to score all systems on one mixture."""
 
     job: Job
-    system: str
-    sources: tuple[str, ...]
-    metrics: Mapping[str, Metric]
+    wanted: Mapping[str, tuple[str, ...]]
+    measures: tuple[scores.Measure, ...]
     align: bool
     records: Records
 
 
-def _score(task: _Task) -> list[tuple[str, str, float]] | str:
-    """Source, metric and value of each score, or what went wrong."""
-    files, true = task.job.estimates[task.system], task.job.references
-    sources = [source for source in task.sources if source in true]
-    missing = [source for source in sources if source not in files]
-    if missing:
-        return f"no estimate of {', '.join(missing)}"
-    if not sources:
-        return []
-    inputs = [path for source in sources for path in (true[source], files[source])]
+def _score(task: _Task) -> tuple[Any, dict[str, str]]:
+    """The table of a mixture, and messages by system."""
+    job, failed, ready = task.job, {}, {}
+    for system, offered in task.wanted.items():
+        files = job.estimates.get(system, {})
+        sources = tuple(source for source in offered if source in job.references)
+        missing = [source for source in sources if source not in files]
+        if missing:
+            failed[system] = f"no estimate of {', '.join(missing)}"
+        elif sources:
+            ready[system] = sources
+    inputs = [job.references[source] for source in sorted(job.references)]
+    inputs += [job.estimates[system][source] for system, sources in ready.items() for source in sources]
     try:
-        kept = task.records.get(f"{task.system}/{task.job.name}", inputs, lambda: _measure(task, sources))
+        kept = task.records.get(job.name, inputs, lambda: _measure(task, ready))
     except ITEM_ERRORS as error:
-        return str(error) or type(error).__name__
-    return [(s, metric, float(values[i])) for metric, values in kept.items() for i, s in enumerate(sources)]
+        text = str(error) or type(error).__name__
+        return pd.DataFrame(columns=list(scores.COLUMNS)), failed | dict.fromkeys(ready, text)
+    failed |= dict(zip(kept["failed"].tolist(), kept["message"].tolist(), strict=True))
+    columns = {name: kept[name] for name in ("system", "source", "metric", "window", "value", "reason")}
+    table = pd.DataFrame(columns).astype(dict.fromkeys(("system", "source", "metric", "reason"), object))
+    table["window"] = table["window"].astype("Int64").mask(table["window"] < 0)
+    return table.assign(name=job.name, group=job.group)[list(scores.COLUMNS)], failed
 
 
-def _measure(task: _Task, sources: Sequence[str]) -> Arrays:
-    references, estimates = [], []
-    for source in sources:
-        like = audio.info(task.job.references[source])
-        references.append(open_track(task.job.references[source], like, adapt=False))
-        estimates.append(open_track(task.job.estimates[task.system][source], like, adapt=task.align))
-    values: Arrays = {}
-    for metric in task.metrics.values():
-        values |= {name: np.asarray(value, np.float64) for name, value in metric(references, estimates).items()}
-    return values
+def _measure(task: _Task, ready: Mapping[str, tuple[str, ...]]) -> Arrays:
+    """Columns of the table, and what failed in reading."""
+    tables, failed = [], {}
+    alike: dict[tuple[str, ...], dict[str, list[Track]]] = {}
+    for system, sources in ready.items():
+        try:
+            tracks = [_tracks(task, system, source) for source in sources]
+            if "sdr" in task.measures:
+                tables.append(_sdr_table(system, sources, tracks))
+            alike.setdefault(sources, {})[system] = [estimate for _, estimate in tracks]
+        except ITEM_ERRORS as error:
+            failed[system] = str(error) or type(error).__name__
+    others = [measure for measure in task.measures if measure != "sdr"]
+    for sources, systems in alike.items():
+        if others:
+            true = [
+                open_track(task.job.references[s], audio.info(task.job.references[s]), adapt=False) for s in sources
+            ]
+            waveforms = [np.stack([t.read(0, true[0].like.samples) for t in tracks]) for tracks in systems.values()]
+            references = np.stack([t.read(0, true[0].like.samples) for t in true])
+            tables.append(
+                scores.score(
+                    references,
+                    np.stack(waveforms),
+                    name=task.job.name,
+                    systems=list(systems),
+                    sources=sources,
+                    measures=others,
+                    rate=float(true[0].own.rate),
+                )
+            )
+    joined = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=list(scores.COLUMNS))
+    columns: Arrays = {name: joined[name].to_numpy(str) for name in ("system", "source", "metric", "reason")}
+    columns["value"] = joined["value"].to_numpy(np.float64)
+    columns["window"] = joined["window"].fillna(-1).to_numpy(np.int64)
+    return columns | {"failed": np.array(list(failed), str), "message": np.array(list(failed.values()), str)}
 
 
-def sdr(references: Sequence[Track], estimates: Sequence[Track]) -> Mapping[str, np.ndarray]:
-    """Global ratio [JVR16] eq. 6 over all channels, in bounded memory; NaN for a silent true source."""
-    values = []
-    for reference, estimate in zip(references, estimates, strict=True):
-        parts = []
-        for start in range(0, reference.own.samples, BLOCK):
-            stop = min(start + BLOCK, reference.own.samples)
-            parts.append(fusion.gram(reference.read(start, stop), estimate.read(start, stop)[None]).sum(0))
-        g = fusion.Gram.stack(parts).sum(0)
-        values.append(np.nan if g.energy == 0 else fusion.sdr(np.ones(1), g))
-    return {"sdr": np.array(values, np.float64)}
+def _tracks(task: _Task, system: str, source: str) -> tuple[Track, Track]:
+    """True source and estimate."""
+    path = task.job.references[source]
+    like = audio.info(path)
+    estimate = open_track(task.job.estimates[system][source], like, adapt=task.align)
+    return open_track(path, like, adapt=False), estimate
 
 
-METRICS: dict[str, Metric] = {"sdr": sdr}
+def _sdr_table(system: str, sources: Sequence[str], tracks: Sequence[tuple[Track, Track]]) -> Any:
+    """Global ratio [JVR16] eq. 6 over all channels, block by block."""
+    rows = []
+    for source, (reference, estimate) in zip(sources, tracks, strict=True):
+        spans = [(start, start + BLOCK) for start in range(0, reference.own.samples, BLOCK)]
+        blocks = ((reference.read(*span), estimate.read(*span)[None]) for span in spans)
+        g = fusion.gram_of_blocks(blocks).sum(0)
+        value = float(fusion.sdr(np.ones(1), g))
+        reason = Reason.VALID
+        if not np.isfinite(value):
+            reason = Reason.SILENT_REFERENCE if g.energy == 0 else Reason.NO_ERROR
+        rows.append((system, source, "sdr", pd.NA, value if reason == Reason.VALID else np.nan, reason.label))
+    return pd.DataFrame(rows, columns=["system", "source", "metric", "window", "value", "reason"])

@@ -142,10 +142,10 @@ def test_from_the_oracle_ladder_to_scores(root, capsys):
     table = capsys.readouterr().out
     assert all(system in table for system in (*SEPARATORS, "fused"))
     rows = [line.split(",") for line in Path("scores.csv").read_text().splitlines()]
-    assert rows[0] == ["system", "name", "group", "source", "metric", "value"]
+    assert rows[0] == ["name", "group", "system", "source", "metric", "window", "value", "reason"]
     assert len(rows) == 1 + 4 * 3 * 2
     means = {
-        system: np.mean([float(row[5]) for row in rows[1:] if row[0] == system and row[3] == "voice"])
+        system: np.mean([float(row[6]) for row in rows[1:] if row[2] == system and row[3] == "voice"])
         for system in (*SEPARATORS, "fused")
     }
     assert means["fused"] >= max(means[separator] for separator in SEPARATORS)
@@ -316,9 +316,9 @@ def test_silent_true_sources(root, capsys):
     assert cli.main(["train", *files(), "-o", "weights.nc", "--quiet"]) == 2
     assert "voice that sounds" in capsys.readouterr().err
     assert cli.main(["evaluate", "--references", "references", "--estimates", "out", "-o", "scores.csv"]) == 0
-    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("voice"))
-    assert line.split()[-2:] == ["0", "3"]
-    assert "out,a,a,voice,sdr,\n" in Path("scores.csv").read_text()
+    line = next(line for line in capsys.readouterr().out.splitlines() if " voice " in line)
+    assert line.endswith("3 (silent reference: 3)")
+    assert "a,a,out,voice,sdr,,,silent reference\n" in Path("scores.csv").read_text()
 
 
 # -------------------------------------------------------------------------------------------- going on where it stopped
