@@ -259,9 +259,7 @@ def minimise(
         return eqx.combine(state.best, static), state.history, state.rate.best
 
 
-def _advance(
-    key: Any, state: _State, static: Any, data: Any, loss: Any, score: Any, settings: Training
-) -> _State:
+def _advance(key: Any, state: _State, static: Any, data: Any, loss: Any, score: Any, settings: Training) -> _State:
     """The state after one epoch more."""
     epoch = len(state.history.rate)
     arrays, optimiser, cost = _epoch(

@@ -100,9 +100,7 @@ class FeatureConfig(eqx.Module):
     def __check_init__(self) -> None:
         for name, kind in (("inputs", Kind), ("compression", Compression), ("level", Level)):
             if getattr(self, name) not in get_args(kind):
-                raise ValueError(
-                    f"FeatureConfig got {name}={getattr(self, name)!r}; expected one of {get_args(kind)}."
-                )
+                raise ValueError(f"FeatureConfig got {name}={getattr(self, name)!r}; expected one of {get_args(kind)}.")
         for name, good, expected in (
             ("context", self.context >= 0, "0 or more frames"),
             ("floor", 0 < self.floor < np.inf, "a positive number"),
@@ -319,7 +317,14 @@ def fit_features(examples: Iterable[Inputs], config: FeatureConfig, *, progress:
     # Directions without variance are rounding, which must not be blown up.
     deviation[deviation < 1e-6 * deviation[0]] = 1.0
     return FeaturePipeline(
-        config, rows, mean, scale, _float32(pca.components_[:kept]), _float32(deviation), *extra, float(reached[kept - 1])
+        config,
+        rows,
+        mean,
+        scale,
+        _float32(pca.components_[:kept]),
+        _float32(deviation),
+        *extra,
+        float(reached[kept - 1]),
     )
 
 
@@ -357,9 +362,7 @@ def _batches(
     yield np.concatenate(held)
 
 
-def _relative(
-    free_energy: Float[np.ndarray, "model ..."] | None, frames: int
-) -> Float[np.ndarray, "frame extra"]:
+def _relative(free_energy: Float[np.ndarray, "model ..."] | None, frames: int) -> Float[np.ndarray, "frame extra"]:
     """Free energies per frame minus their mean over the models, [frame, model * term]."""
     if free_energy is None or free_energy.ndim not in (2, 3) or free_energy.shape[-1] != frames:
         came = "none" if free_energy is None else f"an array of shape {free_energy.shape}"
@@ -374,4 +377,4 @@ def _relative(
 
 
 def _float32(values: Any) -> np.ndarray:
-    return np.asarray(values, np.float32)
+    return np.ascontiguousarray(values, np.float32)
