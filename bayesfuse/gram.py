@@ -41,6 +41,7 @@ from bayesfuse._streaming import pieces, slices
 from bayesfuse.transforms import QERB
 
 AnyArray = np.ndarray | Array
+Block = tuple[Float[np.ndarray, "..."], Float[np.ndarray, "..."]]
 
 # Samples, over all signals, that are worked on at a time in double precision: 8 MiB of waveforms.
 _BLOCK = 1 << 20
@@ -271,13 +272,12 @@ def gram(
     if namespace(reference, estimates) is jnp:
         stacked = jnp.concatenate([reference[None], estimates])
         return _split(_products(stacked, transform, bands))
-    size = max(_BLOCK * max(reference.shape[-1], 1) // max(reference.size + estimates.size, 1), 1)
-    blocks = zip(slices(np.asarray(reference), size), slices(np.asarray(estimates), size), strict=True)
+    blocks = ((s, sm) for s, sm in slices(_BLOCK, np.asarray(reference), np.asarray(estimates)))
     return _collected(_grams(blocks, transform, bands), transform, bands)
 
 
 def grams_of_blocks(
-    blocks: Iterable[tuple[Float[np.ndarray, "*batch sample"], Float[np.ndarray, "model ..."]]],
+    blocks: Iterable[Block],
     *,
     transform: FrameTransform | None = None,
     bands: Bands | None = None,
@@ -308,7 +308,7 @@ def grams_of_blocks(
 
 
 def gram_of_blocks(
-    blocks: Iterable[tuple[Float[np.ndarray, "*batch sample"], Float[np.ndarray, "model ..."]]],
+    blocks: Iterable[Block],
     *,
     transform: FrameTransform | None = None,
     bands: Bands | None = None,
@@ -355,9 +355,7 @@ def sdr(weights: Float[AnyArray, "*#batch model"], g: Gram) -> Float[AnyArray, "
         return xp.asarray(10.0 * (xp.log10(g.energy) - xp.log10(error)))
 
 
-def _grams(
-    blocks: Iterable[tuple[np.ndarray, np.ndarray]], transform: FrameTransform | None, bands: Bands | None
-) -> Iterator[Gram]:
+def _grams(blocks: Iterable[Block], transform: FrameTransform | None, bands: Bands | None) -> Iterator[Gram]:
     signals = (np.concatenate([reference[None], estimates]).astype(np.float64) for reference, estimates in blocks)
     if transform is None:
         for block in signals:
@@ -414,7 +412,7 @@ def _collected(parts: Iterable[Gram], transform: FrameTransform | None, bands: B
     return Gram.concatenate([first, *rest], axis=first.energy.ndim - (1 if bands is None else 2))
 
 
-def _checked_blocks(blocks: Iterable[tuple[np.ndarray, np.ndarray]]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _checked_blocks(blocks: Iterable[Block]) -> Iterator[Block]:
     expected = None
     for reference, estimates in blocks:
         _check_signals("grams_of_blocks", reference, estimates)
