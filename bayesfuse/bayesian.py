@@ -17,15 +17,20 @@ from jaxtyping import Float
 from bayesfuse._precision import precision
 from bayesfuse._search import descend, distinct
 from bayesfuse.bayesian_problem import Form, Problem, Scaled
-from bayesfuse.fusion import Gram
+from bayesfuse.gram import Gram
 from bayesfuse.objectives import ExtendedGram, Loss, TrainingLoss, as_double, training_loss
 from bayesfuse.rules import VBRule
 from bayesfuse.static import static_weights
 
 __all__ = ["VBReport", "VBRule", "learn_vb"]
 
-# Entries of the quadratic forms up to which the search sees all examples; beyond, every few of them.
-_SEARCH_ENTRIES = 2_000_000
+# Entries of the quadratic forms that are worked on at a time, so that what comes of them stays in the cache. If there are
+# more the search sees as many, of every few examples.
+_BLOCK = 2_000_000
+# Descents of the first round where they cost next to nothing.
+_MOST_STARTS = 96
+# A logit that excludes a model.
+_EXCLUDED = 30.0
 # Weights that differ by less everywhere on the training data are of the same basin.
 _SAME = 0.01
 
@@ -255,14 +260,22 @@ def _search(
     # The best start of each temperature, and the best of the rest.
     leaders = list({point[-1]: point for point in reversed(begin)}.values())
     rest = [point for point in begin if not any(point is leader for leader in leaders)]
+    starts = max(starts, min(_MOST_STARTS, _BLOCK // criterion.forms.size))
     begin = [*leaders, *rest[: max(starts - len(leaders), 0)]]
     ends = descend(part, begin, bounds)
-    around = ends[0].point + rng.normal(size=(max(starts // 2, 1), ends[0].point.size))
-    ends = sorted([*ends, *descend(part, around, bounds)], key=lambda end: end.value)
+    last = np.eye(form.models + 1)[-1]
+    for scale in (1.0, 0.3, 3.0):
+        around = ends[0].point + scale * rng.normal(size=(1 + starts // 6, ends[0].point.size))
+        ends = sorted([*ends, *descend(part, around, bounds)], key=lambda end: end.value)
+    # The best prior may exclude models, and the colder the more; smooth steps from within do not find that.
+    without = np.repeat(ends[0].point[None], form.models, axis=0)
+    np.fill_diagonal(without, -_EXCLUDED)
+    ends += descend(part, [point for warm in (0.0, 2.0) for point in without[: 1 + starts // 6] + warm * last], bounds)
+    ends.sort(key=lambda end: end.value)
     minima = distinct(ends, part.weights, tolerance=_SAME)
     best = minima[:3] if whole is part else descend(whole, [m.point for m in minima[:3]], bounds)
     losses = tuple(minimum.value for minimum in minima)
-    tried = len(begin) + len(around)
+    tried = len(ends)
     if form == plain:
         return _Found([minimum.point for minimum in best], losses, tried)
 
@@ -270,39 +283,43 @@ def _search(
     theta, v = plain.split(best[0].point)
     inverse = float(np.sinh(v[0, 0])) / total.spread[0]
     cold = np.arcsinh(inverse * scaled.spread)[:, None]
-    begin = [form.join(theta, cold, logit) for logit in ((-4.0, -1.0, 1.0, 3.0) if form.sticky else (0.0,))]
+    begin = [form.join(theta, cold, -2.0)]
     if form.sticky:
         # Evidence adds up along a chain: less of it per frame is needed.
-        begin += [form.join(theta, np.arcsinh(factor * np.sinh(cold)), 3.0) for factor in (0.1, 0.3)]
+        begin += [form.join(theta, np.arcsinh(factor * np.sinh(cold)), 2.0) for factor in (0.3, 1.0)]
     if form.terms > 1:
-        begin += [form.join(theta, cold * row[:, None], -4.0) for row in np.eye(form.terms)]
+        begin += [form.join(theta, cold * row[:, None], -2.0) for row in np.eye(form.terms)]
     bounds = form.bounds(scaled.spread, min_beta)
     part, whole = _costs(Problem(scaled.values, scaled.blocked, criterion, form))
     ends = descend(part, begin, bounds)
     if whole is not part:
-        ends = descend(whole, [end.point for end in ends[:2]], bounds)
+        ends = descend(whole, [ends[0].point], bounds)
     return _Found([ends[0].point, form.join(theta, cold, -np.inf)], losses, tried + len(begin))
 
 
 class _Cost:
-    """Value and gradient of the loss in NumPy, and weights."""
+    """Value and gradient of the loss in NumPy, and weights; a sum over blocks of examples."""
 
-    def __init__(self, problem: Problem):
-        self.problem = jax.tree.map(jnp.asarray, problem)
+    def __init__(self, problem: Problem, parts: Sequence[slice], factor: float = 1.0):
+        self.blocks = [jax.tree.map(jnp.asarray, problem.part(part)) for part in parts]
+        self.factor = factor
 
     def __call__(self, point: np.ndarray) -> tuple[float, np.ndarray]:
-        value, grad = _value_and_grad(point, self.problem)
-        return float(value), np.asarray(grad)
+        parts = [_value_and_grad(point, block) for block in self.blocks]
+        value, grad = (sum(np.asarray(part) for part in side) for side in zip(*parts, strict=True))
+        return self.factor * float(value), self.factor * grad
 
     def weights(self, point: np.ndarray) -> np.ndarray:
-        return np.asarray(_weights(point, self.problem))
+        return np.concatenate([np.asarray(_weights(point, block)) for block in self.blocks], axis=1)
 
 
 def _costs(problem: Problem) -> tuple[_Cost, _Cost]:
     """The cost to search with, on every few examples if there are many, and the cost on all."""
-    whole = _Cost(problem)
-    step = min(-(-problem.loss.forms.size // _SEARCH_ENTRIES), problem.loss.energy.shape[0])
-    return (whole if step <= 1 else _Cost(problem.every(step))), whole
+    count = problem.loss.energy.shape[0]
+    step = min(-(-problem.loss.forms.size // _BLOCK), count)
+    size = -(-count // step)
+    whole = _Cost(problem, [slice(start, start + size) for start in range(0, count, size)])
+    return (whole if step == 1 else _Cost(problem, [slice(None, None, step)], count / size)), whole
 
 
 def _starts(total: Scaled, static: np.ndarray, upper: float, rng: np.random.Generator) -> list[np.ndarray]:
@@ -312,8 +329,9 @@ def _starts(total: Scaled, static: np.ndarray, upper: float, rng: np.random.Gene
     log_static = np.log(np.maximum(static, 1e-3))
     points = []
     for cold in np.geomspace(0.02, max(np.sinh(upper), 0.03), 12):
-        # Priors of equal weights on average, of equal prior, of static weights either way, and random ones.
+        # Priors of equal weights on average, of equal prior, of static weights either way, random ones, and those without some models.
         priors = [np.zeros_like(static), cold * centre, log_static, log_static + cold * centre]
-        priors += list(rng.normal(scale=1.5, size=(4, static.size)))
+        priors += [scale * rng.normal(size=static.size) for scale in (1.5, 1.5, 1.5 + cold, 1.5 + cold)]
+        priors += [prior - 4.0 * (1.0 + cold) * (rng.random(static.size) < 0.4) for prior in priors[-4:]]
         points += [np.append(theta - theta.mean(), min(np.arcsinh(cold), upper)) for theta in priors]
     return points

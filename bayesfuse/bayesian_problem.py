@@ -133,8 +133,6 @@ class Problem(eqx.Module):
         logits = jnp.where(self.loss.frames > 0, logits, 0.0)
         return chain_marginals(logits, jax.nn.sigmoid(parameters[-1]), axis=2)
 
-    def every(self, step: int) -> "Problem":
-        """The problem on every few examples."""
-        whole = self.loss
-        loss = TrainingLoss(whole.forms[:, :, :, ::step], whole.energy[::step], whole.frames[::step], whole.loss)
-        return Problem(self.energy[:, :, ::step], self.blocked[:, ::step], loss, self.form)
+    def part(self, examples: slice) -> "Problem":
+        """The part of the loss that belongs to some examples."""
+        return Problem(self.energy[:, :, examples], self.blocked[:, examples], self.loss.part(examples), self.form)

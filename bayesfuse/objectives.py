@@ -21,8 +21,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from bayesfuse._checks import check_finite
 from bayesfuse._simplex import namespace
-from bayesfuse.fusion import Gram, gram, sdr
+from bayesfuse.gram import Gram, gram, sdr
 
 AnyArray = np.ndarray | Array
 
@@ -221,6 +222,8 @@ class TrainingLoss(eqx.Module):
 
     Make it with `training_loss`.
 
+    It is a sum over the examples, so that a part of it is the loss of a part of the examples, and parts add up.
+
     Attributes
     ----------
     forms
@@ -229,6 +232,8 @@ class TrainingLoss(eqx.Module):
         Energy of the true source, [example, ...].
     frames
         1 where there is a frame, 0 where there is padding, [example, ...].
+    share
+        Factor of each example in the sum.
     loss
         Which loss.
     """
@@ -236,6 +241,7 @@ class TrainingLoss(eqx.Module):
     forms: Float[AnyArray, "form model model example *unit"]
     energy: Float[AnyArray, "example *unit"]
     frames: Float[AnyArray, "example *unit"]
+    share: Float[AnyArray, " example"]
     loss: Loss = eqx.field(static=True)
 
     def __call__(self, weights: Any) -> Any:
@@ -243,22 +249,26 @@ class TrainingLoss(eqx.Module):
         values = quadratic_form(weights, self.forms)
         units = tuple(range(1, self.energy.ndim))
         if self.loss == "mse":
-            return values.sum() / self.energy.sum()
+            return (self.share * values[0].sum(axis=units)).sum()
         if self.loss == "frame-sdr":
-            count = self.frames.sum(axis=units, keepdims=True)
-            mean = self.energy.sum(axis=units, keepdims=True) / count
-            level = jnp.log10(jnp.maximum(values[0], 0.0) / mean + _FRAME_FLOOR)
-            return 10.0 * (self.frames * level).sum() / self.frames.sum()
+            mean = self.energy.sum(axis=units, keepdims=True) / self.frames.sum(axis=units, keepdims=True)
+            level = 10.0 * jnp.log10(jnp.maximum(values[0], 0.0) / mean + _FRAME_FLOOR)
+            return (self.share * (self.frames * level).sum(axis=units)).sum()
         parts = values.sum(axis=tuple(axis + 1 for axis in units))
         objective = Objective() if isinstance(self.loss, str) else self.loss
         relative = jnp.maximum(parts[0] / self.energy.sum(axis=units), _FLOOR)
-        decibel = -objective.sdr * jnp.log10(relative)
+        ratios = -objective.sdr * jnp.log10(relative)
         if parts.shape[0] > 1:
             total = parts[1] + parts[2] + parts[3]
             target, interference, artifacts = (jnp.maximum(part, _FLOOR * total) for part in parts[1:])
-            decibel = decibel + objective.sir * jnp.log10(target / interference)
-            decibel = decibel + objective.sar * jnp.log10((target + interference) / artifacts)
-        return -10.0 * decibel.mean()
+            ratios = ratios + objective.sir * jnp.log10(target / interference)
+            ratios = ratios + objective.sar * jnp.log10((target + interference) / artifacts)
+        return -10.0 * (self.share * ratios).sum()
+
+    def part(self, examples: slice) -> "TrainingLoss":
+        """The terms of the sum that belong to some examples."""
+        forms = self.forms[:, :, :, examples]
+        return TrainingLoss(forms, self.energy[examples], self.frames[examples], self.share[examples], self.loss)
 
 
 def training_loss(
@@ -298,11 +308,7 @@ def training_loss(
             f"{caller} got scalar products `cross` of shape {target.cross.shape}; they need an axis of examples and one "
             "of models, with at least one of each. Grams of single examples become one by Gram.stack."
         )
-    for name in ("energy", "cross", "gram"):
-        if not np.isfinite(getattr(target, name)).all():
-            raise ValueError(
-                f"{caller} got {name} with NaN or infinite values; find the file they come from and leave it out."
-            )
+    check_finite(caller, energy=target.energy, cross=target.cross, gram=target.gram)
     energy = target.energy
     present = np.ones(energy.shape)
     if frames is not None:
@@ -324,7 +330,9 @@ def training_loss(
     if parts is not None:
         forms += as_double(parts).forms()
     stacked = np.stack([np.moveaxis(form, (-2, -1), (0, 1)) for form in forms])
-    return TrainingLoss(stacked * present, energy * present, present, loss)
+    count = energy.shape[0]
+    share = {"mse": 1.0 / (energy * present).sum(), "frame-sdr": 1.0 / present.sum()}.get(str(loss), 1.0 / count)
+    return TrainingLoss(stacked * present, energy * present, present, np.full(count, share), loss)
 
 
 def error_form(g: Gram, *, affine: bool = False) -> Float[np.ndarray, "*batch row row"]:
