@@ -5,12 +5,33 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from bayesfuse import _netcdf
 from bayesfuse._version import __version__
 
 _SCHEMA_VERSION = 1
+
+
+def leaves(tree: Any) -> dict[str, np.ndarray]:
+    """The arrays of a pytree, named for `write`; `with_leaves` puts them back."""
+    return {f"leaf{index}": np.asarray(leaf) for index, leaf in enumerate(jax.tree.leaves(tree))}
+
+
+def with_leaves(tree: Any, arrays: Mapping[str, np.ndarray]) -> Any:
+    """A pytree of the same structure with the arrays of `leaves` instead of its own.
+
+    Raises
+    ------
+    ValueError
+        If there are not as many.
+    """
+    structure = jax.tree.structure(tree)
+    if structure.num_leaves != len(arrays):
+        raise ValueError(f"expected {structure.num_leaves} arrays, found {len(arrays)}.")
+    return structure.unflatten([jnp.asarray(arrays[f"leaf{index}"]) for index in range(len(arrays))])
 
 
 def write(
@@ -59,8 +80,8 @@ def read(path: Path, kind: str) -> tuple[dict[str, dict[str, np.ndarray]], dict[
     schema = int(tree.attrs.get("schema_version", 0))
     if not 1 <= schema <= _SCHEMA_VERSION:
         raise ValueError(
-            f"{path} has schema version {schema}, and this bayesfuse reads versions up to {_SCHEMA_VERSION}; upgrade to "
-            f"at least bayesfuse {tree.attrs.get('version')}."
+            f"{path} has schema version {schema}, and this bayesfuse reads versions up to {_SCHEMA_VERSION}; upgrade "
+            f"to at least bayesfuse {tree.attrs.get('version')}."
         )
     groups = {
         str(name): {str(key): variable.values for key, variable in node.variables.items()}

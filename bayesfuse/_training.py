@@ -27,6 +27,8 @@ from bayesfuse._precision import precision
 
 _KIND = "bayesfuse training checkpoint"
 
+_TREES = ("model", "best", "optimiser")
+
 EVENTS = ("best", "worse", "reverted", "stopped")
 
 
@@ -176,10 +178,12 @@ def fingerprint(*parts: Any) -> str:
     """A hash of arrays and of JSON-ready descriptions: what a checkpoint must have been made from to go on from it."""
     digest = hashlib.sha256()
     for part in parts:
+        if isinstance(part, jax.Array) and jnp.issubdtype(part.dtype, jax.dtypes.prng_key):
+            part = jax.random.key_data(part)
         if isinstance(part, np.ndarray | jax.Array):
-            array = np.ascontiguousarray(part)
+            array = np.asarray(part)
             digest.update(f"{array.dtype}{array.shape}".encode())
-            digest.update(array)
+            digest.update(array.tobytes())
         else:
             digest.update(json.dumps(part, sort_keys=True, default=str).encode())
     return digest.hexdigest()
@@ -210,8 +214,8 @@ def minimise(
     data
         Pytree of arrays with a leading axis of examples.
     loss
-        (model, mini-batch, mask, key) -> cost. The mask is 0 for the examples that fill up the last mini-batch. Compiled
-        anew only if it is not equal to that of an earlier call.
+        (model, mini-batch, mask, key) -> cost. The mask is 0 for the examples that fill up the last mini-batch.
+        Compiled anew only if it is not equal to that of an earlier call.
     score
         Validation score of a model, to be minimised.
     settings
@@ -312,11 +316,7 @@ def _epoch(
 
 
 def _write(path: Path, state: _State, identity: str) -> None:
-    groups = {
-        name: {f"leaf{i}": np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(getattr(state, name)))}
-        for name in ("model", "best", "optimiser")
-    }
-    groups["history"] = state.history._asdict()
+    groups = {name: _arrays.leaves(getattr(state, name)) for name in _TREES} | {"history": state.history._asdict()}
     _arrays.write(path, _KIND, groups, {"identity": identity, "rate": state.rate._asdict()})
 
 
@@ -327,11 +327,5 @@ def _read(path: Path, template: _State, identity: str) -> _State:
             f"the checkpoint {path} is of another training: of other data, settings or random key. Name another file, "
             "or remove it to start anew."
         )
-    trees = {
-        name: jax.tree.unflatten(
-            jax.tree.structure(getattr(template, name)),
-            [jnp.asarray(groups[name][f"leaf{i}"]) for i in range(len(groups[name]))],
-        )
-        for name in ("model", "best", "optimiser")
-    }
+    trees = {name: _arrays.with_leaves(getattr(template, name), groups[name]) for name in _TREES}
     return _State(**trees, rate=RateState(**attributes["rate"]), history=History(**groups["history"]))

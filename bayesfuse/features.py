@@ -192,7 +192,7 @@ class FeaturePipeline(eqx.Module):
         parts = []
         for window in _windows(rows, self.config.context):
             reduced = (window - self.mean) / self.scale
-            if self.components is not None:
+            if self.components is not None and self.component_scale is not None:
                 reduced = (reduced @ self.components.T) / self.component_scale
             parts.append(reduced)
         features = np.concatenate(parts)
@@ -201,7 +201,7 @@ class FeaturePipeline(eqx.Module):
             if self.extra_mean is None or extra.shape[1] != self.extra_mean.size:
                 raise ValueError(
                     f"got {extra.shape[1]} free energies per frame, of all models and terms, but the features were "
-                    f"fitted to {0 if self.extra_mean is None else self.extra_mean.size}; give those of the same models."
+                    f"fitted to {0 if self.extra_mean is None else self.extra_mean.size}; give those of the same."
                 )
             features = np.concatenate([features, (extra - self.extra_mean) / self.extra_scale], axis=1)
         return np.clip(features, -self.config.clip, self.config.clip).astype(np.float32, copy=False)
@@ -298,7 +298,7 @@ def fit_features(examples: Iterable[Inputs], config: FeatureConfig, *, progress:
         return FeaturePipeline(config, rows, mean, scale, None, None, *extra)
 
     count = min(config.num_components, mean.size, -(-frames // config.stride))
-    pca = IncrementalPCA(count)
+    pca: Any = IncrementalPCA(count)
     bar = tqdm(examples, desc="features: principal components", unit="recording", disable=not progress)
     strided = ((window - mean) / scale for window in _strided(bar, config))
     for batch in _batches(strided, max(count, _ROWS)):

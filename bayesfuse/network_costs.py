@@ -26,8 +26,8 @@ Frames = Float[Array, "*frame"]
 def around_reference(g: Gram) -> Gram:
     """The Gram of the errors s_m - s instead of the estimates: the same squared errors for weights that sum to one.
 
-    E_mm' = c - d_m - d_m' + G_mm', with a source of zero energy. In single precision c + a'Ga - 2a'd loses all digits of
-    a small error, a'Ea does not; E itself is computed in double precision.
+    E_mm' = c - d_m - d_m' + G_mm', with a source of zero energy. In single precision c + a'Ga - 2a'd loses all digits
+    of a small error, a'Ea does not; E itself is computed in double precision.
     """
     energy, cross, gram = (np.asarray(field, np.float64) for field in (g.energy, g.cross, g.gram))
     errors = energy[..., None, None] - cross[..., :, None] - cross[..., None, :] + gram
@@ -55,7 +55,7 @@ def smse(log_weights: LogWeights, g: Gram) -> Frames:
 def frame_sdr(log_weights: LogWeights, g: Gram, floor: Float[Array, "*frame source"]) -> Frames:
     """Logarithmic squared error of the frame in dB, [JVR16] eq. 26: its negative SDR up to a constant.
 
-    Departs from the source by the floor, which is added to the error: the logarithm of a silent or perfect frame exists.
+    Departs from the source by the floor, which is added to the error: silent and perfect frames have a logarithm.
     """
     return _decibel(_errors(log_weights, g) + floor).mean(axis=-1)
 

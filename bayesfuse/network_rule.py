@@ -140,7 +140,7 @@ class NetworkRule(eqx.Module):
         begun = time.perf_counter()
         weights = self.weights(inputs)
         fused = fuse(weights, inputs.estimates, transform=self.transform, bands=self.bands, per_source=True)
-        return fused, Applied(weights, fused.shape[-1] / self.rate, time.perf_counter() - begun)
+        return np.asarray(fused), Applied(weights, fused.shape[-1] / self.rate, time.perf_counter() - begun)
 
     def apply_files(
         self,
@@ -177,8 +177,9 @@ class NetworkRule(eqx.Module):
             other = audio.info(path)
             if (other.rate, other.channels, other.samples) != (self.rate, about.channels, about.samples):
                 raise ValueError(
-                    f"{path} has {other.channels} channels of {other.samples} samples at {other.rate} Hz, but the mixture "
-                    f"has {about.channels} of {about.samples} and the network is for {self.rate} Hz; align them first."
+                    f"{path} has {other.channels} channels of {other.samples} samples at {other.rate} Hz, but the "
+                    f"mixture has {about.channels} of {about.samples} and the network is for {self.rate} Hz; align "
+                    "them first."
                 )
         if about.rate != self.rate:
             raise ValueError(f"{mixture} is at {about.rate} Hz, the network is for {self.rate} Hz; resample it.")
@@ -204,7 +205,6 @@ class NetworkRule(eqx.Module):
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the rule to one netCDF file, whole or not at all; `load` returns it bit by bit."""
-        arrays = {f"{kind}{i}": np.asarray(v) for i, layer in enumerate(self._stack) for kind, v in _weights(layer)}
         fields = {name: getattr(self.pipeline, name) for name in _PIPELINE_ARRAYS}
         bands = None if self.bands is None else {n: getattr(self.bands, n) for n in self.bands.__dataclass_fields__}
         description = {
@@ -212,12 +212,13 @@ class NetworkRule(eqx.Module):
             "sources": self.sources,
             "rate": self.rate,
             "bands": bands,
+            "hidden": self.network.hidden,
             "features": self.pipeline.config.to_dict(),
             "num_rows": self.pipeline.num_rows,
             "kept": self.pipeline.kept,
             "record": self.record,
         }
-        _arrays.write(Path(path), KIND, {"network": arrays, "pipeline": fields}, description)
+        _arrays.write(Path(path), KIND, {"network": _arrays.leaves(self.network), "pipeline": fields}, description)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, separators: Sequence[str] | None = None) -> "NetworkRule":
@@ -245,21 +246,12 @@ class NetworkRule(eqx.Module):
             )
         bands = None if about["bands"] is None else Bands(**about["bands"])
         shape = (len(about["sources"]), bands.count if bands else 1, len(about["separators"]))
-        try:
-            pipeline = FeaturePipeline(
-                FeatureConfig.from_dict(about["features"]),
-                about["num_rows"],
-                **{name: groups["pipeline"].get(name) for name in _PIPELINE_ARRAYS},
-                kept=about["kept"],
-            )
-            network = _network(groups["network"], shape)
-        except KeyError as error:
-            raise ValueError(f"{path} is incomplete: {error} is missing.") from error
+        fields: dict[str, Any] = {name: groups["pipeline"].get(name) for name in _PIPELINE_ARRAYS}
+        config = FeatureConfig.from_dict(about["features"])
+        pipeline = FeaturePipeline(config, about["num_rows"], **fields, kept=about["kept"])
+        blank = FusionNetwork(jax.random.key(0), pipeline.num_features, about["hidden"], shape)
+        network = _arrays.with_leaves(blank, groups["network"])
         return cls(network, pipeline, about["separators"], about["sources"], about["rate"], bands, about["record"])
-
-    @property
-    def _stack(self) -> tuple[eqx.nn.Linear, ...]:
-        return (*self.network.layers, self.network.output)
 
     @property
     def _leading(self) -> tuple[int, int]:
@@ -285,8 +277,8 @@ class NetworkRule(eqx.Module):
         missing += [f"output: {j}" for j in self.sources if j not in outputs]
         if missing:
             raise ValueError(
-                f"the network fuses the separators {list(self.separators)} of the sources {list(self.sources)}, but there "
-                f"are no files for {missing}."
+                f"the network fuses the separators {list(self.separators)} of the sources {list(self.sources)}, but "
+                f"there are no files for {missing}."
             )
         return [[estimates[s][j] for j in self.sources] for s in self.separators]
 
@@ -378,18 +370,3 @@ class _Mapped:
 def _blocks(paths: Sequence[Any], size: int) -> Iterator[Float[np.ndarray, "file channel sample"]]:
     for parts in zip(*(audio.blocks(path, size) for path in paths), strict=True):
         yield np.stack([part for _, part in parts])
-
-
-def _weights(layer: eqx.nn.Linear) -> list[tuple[str, Any]]:
-    return [("weight", layer.weight), ("bias", layer.bias)]
-
-
-def _network(arrays: Mapping[str, np.ndarray], shape: tuple[int, int, int]) -> FusionNetwork:
-    """The network of saved layers."""
-    layers = [(arrays[f"weight{i}"], arrays[f"bias{i}"]) for i in range(len(arrays) // 2)]
-    hidden = [len(bias) for _, bias in layers[:-1]]
-    blank = FusionNetwork(
-        jax.random.key(0), layers[0][0].shape[1], hidden, shape[2], num_sources=shape[0], num_bands=shape[1]
-    )
-    flat = jax.tree.map(jax.numpy.asarray, [array for pair in layers for array in pair])
-    return eqx.tree_at(lambda n: [v for layer in (*n.layers, n.output) for _, v in _weights(layer)], blank, flat)

@@ -19,6 +19,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from bayesfuse import _arrays, network_costs
+from bayesfuse._dense import Dense, random_layers
 from bayesfuse._precision import precision
 from bayesfuse._simplex import softmax
 from bayesfuse._training import History, Training, fingerprint, minimise
@@ -48,15 +49,15 @@ class FusionNetwork(eqx.Module):
         Inputs.
     hidden
         Units of each hidden layer; empty for a linear map.
-    num_models, num_sources, num_bands
-        Shape of the weights.
+    shape
+        Numbers of sources, bands and models.
     initial_weights
         Fusion weights [source, band, model], or broadcast to it, that the untrained network returns, such as those of
         static fusion; equal ones by default.
     """
 
-    layers: tuple[eqx.nn.Linear, ...]
-    output: eqx.nn.Linear
+    layers: tuple[Dense, ...]
+    output: Dense
     shape: tuple[int, int, int] = eqx.field(static=True)
 
     def __init__(
@@ -64,44 +65,40 @@ class FusionNetwork(eqx.Module):
         key: PRNGKeyArray,
         num_features: int,
         hidden: Sequence[int],
-        num_models: int,
-        *,
-        num_sources: int = 1,
-        num_bands: int = 1,
+        shape: tuple[int, int, int],
         initial_weights: Float[np.ndarray, "..."] | None = None,
     ):
-        if min(num_features, num_models, num_sources, num_bands, *hidden) < 1:
+        if min(num_features, *hidden, *shape) < 1:
             raise ValueError(
-                f"FusionNetwork got {num_features} features, hidden layers {list(hidden)}, {num_models} models, "
-                f"{num_sources} sources and {num_bands} bands; all must be positive."
+                f"FusionNetwork got {num_features} features, hidden layers {list(hidden)} and (source, band, model) = "
+                f"{shape}; all must be positive."
             )
-        self.shape = (num_sources, num_bands, num_models)
         sizes = [num_features, *hidden]
+        start = np.ones(shape) if initial_weights is None else np.broadcast_to(initial_weights, shape)
+        if not (np.isfinite(start).all() and (start >= 0).all() and (start.sum(axis=-1) > 0).all()):
+            raise ValueError("FusionNetwork got initial weights that are no shares: negative, not finite, or all zero.")
+        # A static weight may be exactly zero; one in a thousand can still grow.
+        bias = np.log(np.maximum(start / start.sum(axis=-1, keepdims=True), 1e-3)).reshape(-1)
+        self.layers = random_layers(key, sizes)
         with precision():
-            keys = jax.random.split(key, len(hidden) + 1)
-            self.layers = tuple(_linear(k, a, b) for k, a, b in zip(keys[:-1], sizes[:-1], sizes[1:], strict=True))
-            output = _linear(keys[-1], sizes[-1], int(np.prod(self.shape)))
-            start = np.full(self.shape, 1.0 / num_models) if initial_weights is None else initial_weights
-            # A static weight may be exactly zero; a small one can still grow.
-            bias = np.log(np.maximum(np.broadcast_to(start, self.shape), 1e-3)).reshape(-1)
-            self.output = eqx.tree_at(
-                lambda layer: (layer.weight, layer.bias),
-                output,
-                (jnp.zeros_like(output.weight), jnp.asarray(bias, jnp.float32)),
-            )
+            self.output = Dense(jnp.zeros((bias.size, sizes[-1]), jnp.float32), jnp.asarray(bias, jnp.float32))
+        self.shape = shape
 
     @property
     def num_features(self) -> int:
         """Inputs."""
         return (*self.layers, self.output)[0].weight.shape[1]
 
+    @property
+    def hidden(self) -> tuple[int, ...]:
+        """Units of each hidden layer."""
+        return tuple(layer.weight.shape[0] for layer in self.layers)
+
     def deeper(self, key: PRNGKeyArray, units: int) -> "FusionNetwork":
         """The network with one hidden layer more and a new output layer, the others kept (greedy pre-training)."""
-        sources, bands, models = self.shape
-        width = self.output.weight.shape[1]
-        new = FusionNetwork(key, width, [units], models, num_sources=sources, num_bands=bands)
+        new = FusionNetwork(key, self.output.weight.shape[1], [units], self.shape)
         # The constant part of the weights carries over to the new output layer.
-        output = eqx.tree_at(lambda layer: layer.bias, new.output, self.output.bias)
+        output = Dense(new.output.weight, self.output.bias)
         return eqx.tree_at(lambda n: (n.layers, n.output), self, ((*self.layers, *new.layers), output))
 
     def __call__(
@@ -120,18 +117,11 @@ class FusionNetwork(eqx.Module):
         """
         x = features
         for index, layer in enumerate(self.layers):
-            x = jax.nn.relu(x @ layer.weight.T + layer.bias)
+            x = jax.nn.relu(layer(x))
             if dropout and key is not None:
                 keep = jax.random.bernoulli(jax.random.fold_in(key, index), 1.0 - dropout, x.shape)
                 x = jnp.where(keep, x / (1.0 - dropout), 0.0)
-        logits = x @ self.output.weight.T + self.output.bias
-        return jax.nn.log_softmax(logits.reshape(*x.shape[:-1], *self.shape), axis=-1)
-
-
-def _linear(key: PRNGKeyArray, inputs: int, outputs: int) -> eqx.nn.Linear:
-    layer = eqx.nn.Linear(inputs, outputs, key=key, dtype=jnp.float32)
-    weight = jax.random.normal(key, (outputs, inputs), jnp.float32) * np.float32(np.sqrt(2.0 / inputs))
-    return eqx.tree_at(lambda x: (x.weight, x.bias), layer, (weight, jnp.zeros(outputs, jnp.float32)))
+        return jax.nn.log_softmax(self.output(x).reshape(*x.shape[:-1], *self.shape), axis=-1)
 
 
 class TrainingSet(eqx.Module):
@@ -160,9 +150,9 @@ class TrainingSet(eqx.Module):
         frames = self.features.shape[0]
         if frames == 0 or self.gram.energy.ndim != 3 or {len(self.gram.energy), len(self.recording)} != {frames}:
             raise ValueError(
-                f"TrainingSet got features [frame, feature] {self.features.shape}, a Gram over {self.gram.energy.shape} "
-                f"and {self.recording.shape} recordings; the Gram must be over [frame, source, band], and all of the "
-                "same frames, at least one."
+                f"TrainingSet got features [frame, feature] {self.features.shape}, a Gram over "
+                f"{self.gram.energy.shape} and {self.recording.shape} recordings; the Gram must be over [frame, "
+                "source, band], and all of the same frames, at least one."
             )
         if not (set(np.diff(self.recording)) <= {0, 1} and self.recording[0] == 0):
             raise ValueError("TrainingSet got recordings out of order; they are numbered from 0, frame after frame.")
@@ -202,8 +192,8 @@ class TrainingSet(eqx.Module):
             part = pipeline(inputs)
             if g.energy.ndim not in (2, 3) or g.energy.shape[1] != len(part):
                 raise ValueError(
-                    f"recording {len(features)} has {len(part)} frames of features and a Gram over {g.energy.shape}; it "
-                    "must be over [source, frame] or [source, frame, band]. Compute it with the features' transform."
+                    f"recording {len(features)} has {len(part)} frames of features and a Gram over {g.energy.shape}; "
+                    "it must be over [source, frame] or [source, frame, band]. Compute it with the features' transform."
                 )
             axes = g.energy.ndim
             banded = g if axes == 3 else jax.tree.map(lambda field: np.expand_dims(field, 2), g)
@@ -348,8 +338,8 @@ def train(
 ) -> Trained:
     """A network trained on the examples, the best on the validation set of all epochs ([JVR16] V.C-D).
 
-    With more than one hidden layer, a network of one is trained first, then its output layer is replaced by a new hidden
-    and output layer, and so on.
+    With more than one hidden layer, a network of one is trained first, then its output layer is replaced by a new
+    hidden and output layer, and so on.
 
     Parameters
     ----------
@@ -376,8 +366,9 @@ def train(
     config = NetworkConfig() if config is None else config
     if examples.heads != validation.heads or examples.features.shape[1] != validation.features.shape[1]:
         raise ValueError(
-            f"train got examples with {examples.features.shape[1]} features and (source, band, model) = {examples.heads}, "
-            f"but a validation set with {validation.features.shape[1]} and {validation.heads}; both must be of the same."
+            f"train got examples with {examples.features.shape[1]} features and (source, band, model) = "
+            f"{examples.heads}, but a validation set with {validation.features.shape[1]} and {validation.heads}; both "
+            "must be of the same."
         )
     file = None if checkpoint is None else Path(checkpoint)
     identity = "" if file is None else _identity(key, examples, validation, config, initial_weights)
@@ -387,7 +378,8 @@ def train(
     for depth in range(min(1, full) if config.pretrain_epochs else full, full + 1):
         stage = jax.random.fold_in(key, depth)
         if network is None:
-            network = _initial(stage, examples, config.hidden[:depth], initial_weights)
+            inputs = examples.features.shape[1]
+            network = FusionNetwork(stage, inputs, config.hidden[:depth], examples.heads, initial_weights)
         else:
             network = network.deeper(stage, config.hidden[depth - 1])
         final = depth == full
@@ -427,21 +419,6 @@ def frame_weights(
     return softmax(logs)
 
 
-def _initial(
-    key: PRNGKeyArray, examples: TrainingSet, hidden: tuple[int, ...], weights: Float[np.ndarray, "..."] | None
-) -> FusionNetwork:
-    sources, bands, models = examples.heads
-    return FusionNetwork(
-        key,
-        examples.features.shape[1],
-        hidden,
-        models,
-        num_sources=sources,
-        num_bands=bands,
-        initial_weights=weights,
-    )
-
-
 class _Score(eqx.Module):
     """Minus the mean SDR of a set in dB, over its recordings and sources."""
 
@@ -455,8 +432,8 @@ class _Score(eqx.Module):
     def of(cls, examples: TrainingSet) -> "_Score":
         errors, energy, _ = _scaled(examples)
         with precision():
-            moved = jax.tree.map(jnp.asarray, (examples.features, errors, energy, examples.recording))
-            return cls(*moved, examples.num_recordings)
+            fields = jax.tree.map(jnp.asarray, (examples.features, errors, energy, examples.recording))
+            return cls(fields[0], fields[1], fields[2], fields[3], examples.num_recordings)
 
     def __call__(self, network: FusionNetwork) -> float:
         values = np.asarray(_recording_sdr(network, self))
@@ -511,6 +488,5 @@ def _batches(examples: TrainingSet, config: NetworkConfig) -> _Batch:
 
 
 def _identity(key: Any, examples: TrainingSet, validation: TrainingSet, config: NetworkConfig, weights: Any) -> str:
-    arrays = [np.asarray(leaf) for leaf in jax.tree.leaves((examples, validation))]
     start = None if weights is None else np.asarray(weights).tolist()
-    return fingerprint(*arrays, config.to_dict(), start, np.asarray(jax.random.key_data(key)).tolist())
+    return fingerprint(*jax.tree.leaves((examples, validation)), config.to_dict(), start, key)
