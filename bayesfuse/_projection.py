@@ -6,6 +6,8 @@ alone, so it is factored once for all signals. Correlations and filters go throu
 not grow with the length of the signals.
 """
 
+from typing import Any
+
 import equinox as eqx
 import numpy as np
 from jaxtyping import Complex, Float, Int
@@ -35,7 +37,8 @@ class Span(eqx.Module):
 
 def block_length(length: int, taps: int) -> int:
     """Length of the FFTs for signals of `length` samples and filters of `taps`."""
-    return int(fft.next_fast_len(min(length + taps - 1, max(_BLOCK, 8 * taps)), real=True))
+    size: Any = fft.next_fast_len(min(length + taps - 1, max(_BLOCK, 8 * taps)), real=True)
+    return int(size)
 
 
 def correlate(
@@ -46,13 +49,13 @@ def correlate(
     size = block_length(length, taps)
     total = np.zeros((len(references), len(signals), size // 2 + 1), complex)
     for start in range(0, length, size - taps + 1):
-        past = fft.rfft(segment(references, start - taps + 1, size))
-        now = fft.rfft(signals[:, start : start + size - taps + 1], n=size)
+        past = spectrum(segment(references, start - taps + 1, size), size)
+        now = spectrum(signals[:, start : start + size - taps + 1], size)
         np.conjugate(now, out=now)
-        for row, spectrum in zip(total, past, strict=True):
-            row += spectrum * now
+        for row, delayed in zip(total, past, strict=True):
+            row += delayed * now
     # Block samples count from taps - 1 before its start: lag l lies at taps - 1 - l.
-    return fft.irfft(total, n=size)[..., taps - 1 :: -1]
+    return _waveform(total, size)[..., taps - 1 :: -1]
 
 
 def segment(signals: Float[np.ndarray, "*batch sample"], start: int, size: int) -> Float[np.ndarray, "*batch size"]:
@@ -83,15 +86,16 @@ def span(correlations: Float[np.ndarray, "reference reference tap"]) -> Span:
             block = linalg.toeplitz(scaled[i, j], scaled[j, i])
             matrix[i * taps : (i + 1) * taps, j * taps : (j + 1) * taps] = block
     tolerance = size * np.finfo(np.float64).eps
-    factor, failed = linalg.lapack.dpotrf(matrix, lower=1, clean=0)
+    lapack: Any = linalg.lapack
+    factor, failed = lapack.dpotrf(matrix, lower=1, clean=0)
     if not failed and np.diagonal(factor).min() ** 2 > tolerance:
         return Span(scale, np.arange(size), factor)
-    factor, pivots, rank, _ = linalg.lapack.dpstrf(matrix, lower=1, tol=tolerance)
+    factor, pivots, rank, _ = lapack.dpstrf(matrix, lower=1, tol=tolerance)
     return Span(scale, pivots[:rank].astype(np.int64) - 1, factor[:rank, :rank])
 
 
 def filters(s: Span, cross: Float[np.ndarray, "reference signal tap"]) -> Float[np.ndarray, "signal reference tap"]:
-    """The filters of the references whose sum is the projection of each signal, for `correlate(references, signals)`."""
+    """The filters whose sum over the references is the projection, for `correlate(references, signals)`."""
     references, signals, taps = cross.shape
     scale = np.repeat(s.scale, taps)[:, None]
     right = np.moveaxis(cross, 1, 2).reshape(references * taps, signals) * scale
@@ -111,4 +115,15 @@ def apply(
     total = responses[..., 0, :] * spectra[..., 0, :]
     for index in range(1, responses.shape[-2]):
         total += responses[..., index, :] * spectra[..., index, :]
-    return fft.irfft(total, n=size)[..., taps - 1 :]
+    return _waveform(total, size)[..., taps - 1 :]
+
+
+def spectrum(signals: Float[np.ndarray, "*batch sample"], size: int) -> Complex[np.ndarray, "*batch freq"]:
+    """Discrete Fourier transform of signals that are followed by zeros up to `size` samples."""
+    values: Any = fft.rfft(signals, n=size)
+    return values
+
+
+def _waveform(spectra: Complex[np.ndarray, "*batch freq"], size: int) -> Float[np.ndarray, "*batch size"]:
+    values: Any = fft.irfft(spectra, n=size)
+    return values

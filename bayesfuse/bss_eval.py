@@ -34,16 +34,17 @@ campaign: data, algorithms and results", ICA, 2007 (the images).
 """
 
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import equinox as eqx
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, UInt8
-from scipy import fft
+from jaxtyping import Array, Float, Int, UInt8
 from scipy.optimize import linear_sum_assignment
 
-from bayesfuse import _projection as projection
+from bayesfuse._bss_parts import Pairs, References, energies, filter_bank, prepare, zero_where_not_finite
 from bayesfuse.metrics import Reason
+
+__all__ = ["RATIOS", "BSSEval", "References", "bss_eval_images", "bss_eval_sources", "bss_eval_v4", "prepare"]
 
 AnyArray = np.ndarray | Array
 RATIOS = ("sdr", "isr", "sir", "sar")
@@ -53,35 +54,6 @@ RATIOS = ("sdr", "isr", "sir", "sar")
 _RESOLUTION = 1e-15
 # Channels of estimates that are worked on at a time.
 _GROUP = 64
-
-
-class References(eqx.Module):
-    """The true sources of a mixture with their statistics, for any number of estimates; made by `prepare`.
-
-    Attributes
-    ----------
-    signals
-        Waveforms times `scale`, zero where they are not finite.
-    scale
-        A power of two that makes the peak about one.
-    finite, sounding
-        Whether each source is finite throughout, and whether it is not zero throughout.
-    joint, own
-        Factored normal equations of all sources, and of each.
-    taps
-        Length L of the filters.
-    shape
-        Shape of the waveforms as they were given, [source, sample] or [source, channel, sample].
-    """
-
-    signals: Float[np.ndarray, "source channel sample"]
-    scale: float
-    finite: Bool[np.ndarray, " source"]
-    sounding: Bool[np.ndarray, " source"]
-    joint: projection.Span
-    own: tuple[projection.Span, ...]
-    taps: int = eqx.field(static=True)
-    shape: tuple[int, ...] = eqx.field(static=True)
 
 
 class BSSEval(eqx.Module):
@@ -137,54 +109,14 @@ class BSSEval(eqx.Module):
         medians = np.where(some, np.nanmedian(values, axis=-1), np.nan)
         counts = np.stack([(self.reasons == reason).sum(axis=-1) for reason in Reason])
         reasons = np.where(some, Reason.VALID, counts.argmax(axis=0)).astype(np.uint8)
-        return BSSEval(*medians, reasons, self.permutation, f"median of {self.definition}", self.taps)
+        values = dict(zip(RATIOS, medians, strict=True))
+        definition = f"median of {self.definition}"
+        return BSSEval(**values, reasons=reasons, permutation=self.permutation, definition=definition, taps=self.taps)
 
     def counts(self) -> dict[str, int]:
         """How many entries of the four ratios are valid, and how many are not for each reason."""
         found, number = np.unique(self.reasons, return_counts=True)
         return {Reason(code).name.lower(): int(n) for code, n in zip(found, number, strict=True)}
-
-
-def prepare(references: Float[AnyArray, "..."], *, taps: int = 512) -> References:
-    """The statistics of the true sources of a mixture, to be shared by all calls that score estimates of them.
-
-    Parameters
-    ----------
-    references
-        True sources, [source, sample] or [source, channel, sample].
-    taps
-        Length L of the filters in samples, 512 in the campaigns.
-
-    Returns
-    -------
-    References
-        For the three `bss_eval_*` functions. The matrix it keeps has (source channels x taps)^2 entries.
-
-    Raises
-    ------
-    ValueError
-        If the shape is another one, a source has no samples, or `taps` is not positive.
-    """
-    shape = np.shape(references)
-    if len(shape) not in (2, 3) or 0 in shape:
-        raise ValueError(
-            f"prepare got references of shape {shape}; give [source, sample] or [source, channel, sample] with at "
-            "least one of each (a single source needs its axis, too)."
-        )
-    if taps < 1:
-        raise ValueError(f"prepare got {taps} taps; filters have at least one, 512 in the evaluation campaigns.")
-    signals = np.asarray(references, np.float64).reshape(shape[0], -1, shape[-1])
-    signals, finite = _finite(signals)
-    peak = np.abs(signals).max()
-    scale = float(np.ldexp(1.0, -np.frexp(peak)[1])) if peak > 0 else 1.0
-    signals = signals * scale
-    correlations = projection.correlate(rows := _rows(signals), rows, taps)
-    channels = signals.shape[1]
-    own = [slice(start, start + channels) for start in range(0, len(rows), channels)]
-    return References(
-        signals, scale, finite, signals.any(axis=(-2, -1)), projection.span(correlations),
-        tuple(projection.span(correlations[part, part]) for part in own), taps, shape,
-    )  # fmt: skip
 
 
 def bss_eval_sources(
@@ -276,7 +208,8 @@ def bss_eval_v4(
     width, step = (round(seconds * rate) for seconds in (window, window if hop is None else hop))
     if min(width, step) < 1:
         raise ValueError(
-            f"bss_eval_v4 got a window of {window} s and a hop of {hop} s at {rate} Hz; both must last a sample or more."
+            f"bss_eval_v4 got a window of {window} s and a hop of {hop} s at {rate} Hz; both must last a sample "
+            "or more."
         )
     prepared, signals = _checked("bss_eval_v4", references, estimates, taps)
     return _evaluate("bss_eval_v4", prepared, signals, np.shape(estimates), permute, width, step, joint_silence)
@@ -309,11 +242,12 @@ def _evaluate(
     sources, _, length = references.signals.shape
     starts = [0] if width is None or step is None else range(0, max(length - width, 0) + 1, step)
     each = np.arange(sources)
-    pairs = _Pairs(np.repeat(each, sources), np.tile(each, sources)) if permute else _Pairs(each, each)
+    pairs = Pairs(np.repeat(each, sources), np.tile(each, sources)) if permute else Pairs(each, each)
     group = max(1, _GROUP // references.signals[:, :, 0].size)
+    of_sources = definition == "bss_eval_sources"
     found = [
-        _scores(definition, references, estimates[first : first + group], pairs, starts, width, joint_silence)
-        for first in range(0, len(estimates), group)
+        _scores(references, part, pairs, starts, width, joint_silence, of_sources=of_sources)
+        for part in (estimates[first : first + group] for first in range(0, len(estimates), group))
     ]
     ratios, reasons = (np.concatenate(parts, axis=1) for parts in zip(*found, strict=True))
     permutation = np.broadcast_to(each, (len(estimates), sources))
@@ -326,117 +260,64 @@ def _evaluate(
     models = shape[: len(shape) - len(references.shape)]
     scores = (*models, sources) if width is None else (*models, sources, len(starts))
     return BSSEval(
-        *(ratio.reshape(scores) for ratio in ratios), reasons.reshape(4, *scores),
-        permutation.reshape(*models, sources), definition, references.taps, width, step,
-    )  # fmt: skip
-
-
-class _Pairs(NamedTuple):
-    """Which references are compared with which estimates."""
-
-    reference: Int[np.ndarray, " pair"]
-    estimate: Int[np.ndarray, " pair"]
+        **{name: ratio.reshape(scores) for name, ratio in zip(RATIOS, ratios, strict=True)},
+        reasons=reasons.reshape(4, *scores),
+        permutation=permutation.reshape(*models, sources),
+        definition=definition,
+        taps=references.taps,
+        window=width,
+        hop=step,
+    )
 
 
 def _scores(
-    definition: str,
     references: References,
     estimates: Float[np.ndarray, "model source channel sample"],
-    pairs: _Pairs,
+    pairs: Pairs,
     starts: Sequence[int],
     width: int | None,
     joint_silence: bool,
+    *,
+    of_sources: bool,
 ) -> tuple[Float[np.ndarray, "4 model pair window"], UInt8[np.ndarray, "4 model pair window"]]:
     """All ratios and reasons of some models."""
-    estimates, finite = _finite(estimates)
-    width = min(width or estimates.shape[-1], estimates.shape[-1])
-    bank = _filters(references, estimates * references.scale, pairs, width)
+    estimates, finite = zero_where_not_finite(estimates)
+    length = min(width or estimates.shape[-1], estimates.shape[-1])
+    bank = filter_bank(references, estimates * references.scale, pairs, length)
     ratios, reasons = [], []
     for start in starts:
-        true = references.signals[..., start : start + width]
-        given = estimates[..., start : start + width]
+        true = references.signals[..., start : start + length]
+        given = estimates[..., start : start + length]
         with np.errstate(over="ignore", invalid="ignore"):
-            energies = _energies(definition, bank, true, given * references.scale, pairs, references.taps)
-            values, codes = _ratios(definition, energies)
-        quiet_true, quiet_given = ~true.any(axis=(-2, -1)), ~given.any(axis=(-2, -1))
+            parts = energies(bank, true, given * references.scale, pairs, references.taps, of_sources=of_sources)
+            values, codes = _ratios(parts, of_sources=of_sources)
+        quiet_true: Any = ~true.any(axis=(-2, -1))
+        quiet_given: Any = ~given.any(axis=(-2, -1))
         if joint_silence:
             codes = np.where((quiet_true.any() | quiet_given.any(axis=-1))[:, None], Reason.SILENT_OTHER, codes)
         # Later lines are the weightier reasons.
         codes = np.where(quiet_given[:, pairs.estimate], Reason.SILENT_ESTIMATE, codes)
         codes = np.where(quiet_true[pairs.reference], Reason.SILENT_REFERENCE, codes)
         codes = np.where(finite[:, pairs.estimate] & references.finite.all(), codes, Reason.NOT_FINITE)
-        if definition == "bss_eval_sources":
+        if of_sources:
             codes[RATIOS.index("isr")] = Reason.UNDEFINED
         ratios.append(np.where(codes == Reason.VALID, values, np.nan))
         reasons.append(codes.astype(np.uint8))
     return np.stack(ratios, axis=-1), np.stack(reasons, axis=-1)
 
 
-class _Bank(NamedTuple):
-    """Spectra of the projections' filters: on all channels of all references, and on those of one."""
-
-    joint: Any
-    own: Any
-    size: int
-
-
-def _filters(
-    references: References, estimates: Float[np.ndarray, "model source channel sample"], pairs: _Pairs, width: int
-) -> _Bank:
-    models, sources, channels, _ = estimates.shape
-    taps = references.taps
-    cross = projection.correlate(_rows(references.signals), _rows(estimates), taps)
-    joint = projection.filters(references.joint, cross).reshape(models, sources, channels, -1, taps)
-    cross = cross.reshape(sources, channels, models, sources, channels, taps)
-    own = np.empty((models, len(pairs.reference), channels, channels, taps))
-    for pair, (reference, estimate) in enumerate(zip(*pairs, strict=True)):
-        right = cross[reference, :, :, estimate].reshape(channels, models * channels, taps)
-        solved = projection.filters(references.own[reference], right)
-        own[:, pair] = solved.reshape(models, channels, channels, taps)
-    size = projection.block_length(width, taps)
-    return _Bank(fft.rfft(joint, n=size), fft.rfft(own, n=size), size)
-
-
-def _energies(
-    definition: str,
-    bank: _Bank,
-    references: Float[np.ndarray, "source channel sample"],
-    estimates: Float[np.ndarray, "model source channel sample"],
-    pairs: _Pairs,
-    taps: int,
-) -> dict[str, Float[np.ndarray, "model pair"]]:
-    """Energies of the parts of the estimates over a window, with the tails of the filters behind it."""
-    step = bank.size - taps + 1
-    total: dict[str, Any] = {}
-    for start in range(0, references.shape[-1] + taps - 1, step):
-        spectra = fft.rfft(projection.segment(references, start - taps + 1, bank.size))
-        joint = projection.apply(bank.joint, spectra.reshape(-1, spectra.shape[-1]), taps, bank.size)[:, pairs.estimate]
-        own = projection.apply(bank.own, spectra[pairs.reference][:, None], taps, bank.size)
-        given = projection.segment(estimates, start, step)[:, pairs.estimate]
-        true = projection.segment(references, start, step)[pairs.reference]
-        parts = {"estimate": given, "target": own, "interference": joint - own}
-        parts |= {"explained": joint, "artefacts": given - joint}
-        if definition == "bss_eval_sources":
-            parts |= {"error": given - own}
-        else:
-            parts |= {"image": true[None], "image_error": given - true, "spatial": own - true}
-        for name, part in parts.items():
-            total[name] = total.get(name, 0.0) + np.einsum("mpct,mpct->mp", part, part)
-    return total
-
-
 def _ratios(
-    definition: str, energies: dict[str, Float[np.ndarray, "model pair"]]
+    parts: dict[str, Float[np.ndarray, "model pair"]], *, of_sources: bool
 ) -> tuple[Float[np.ndarray, "4 model pair"], Int[np.ndarray, "4 model pair"]]:
     """The four ratios in dB and whether they are above rounding, from energies."""
     shared = [("target", "interference", "estimate"), ("explained", "artefacts", "estimate")]
-    if definition == "bss_eval_sources":
+    if of_sources:
         # The ISR is not defined: anything in its place.
         lines = [("target", "error", "estimate"), ("target", "error", "estimate"), *shared]
     else:
         lines = [("image", "image_error", "image"), ("image", "spatial", "image"), *shared]
-    shape = energies["estimate"].shape
-    top, bottom, whole = np.array([[np.broadcast_to(energies[name], shape) for name in row] for row in lines]).swapaxes(
+    shape = parts["estimate"].shape
+    top, bottom, whole = np.array([[np.broadcast_to(parts[name], shape) for name in row] for row in lines]).swapaxes(
         0, 1
     )
     known = np.isfinite(top) & np.isfinite(bottom)
@@ -458,13 +339,3 @@ def _best_permutation(
     mean = np.where(counted, gain, 0.0).sum(axis=-1) / weight
     mean = np.where(counted.any(axis=-1), mean, -limit)
     return np.array([linear_sum_assignment(table, maximize=True)[1] for table in mean])
-
-
-def _finite(signals: Float[np.ndarray, "*batch source channel sample"]) -> tuple[Any, Any]:
-    """Signals with zeros in place of sources that are not finite throughout, and which are finite."""
-    finite = np.isfinite(signals).all(axis=(-2, -1))
-    return (signals if finite.all() else np.where(finite[..., None, None], signals, 0.0)), finite
-
-
-def _rows(signals: Float[np.ndarray, "*batch sample"]) -> Float[np.ndarray, "row sample"]:
-    return signals.reshape(-1, signals.shape[-1])
