@@ -62,13 +62,13 @@ def run(args: argparse.Namespace) -> int:
     files = cli_folder.folder(args)
     from bayesfuse._lock import exclusive
     from bayesfuse.rules import save_rules
-    from bayesfuse.training import check_trainable, train_folder
+    from bayesfuse.training import check_trainable, judge, train_folder
 
     check_trainable(files, args.method, args.time_varying)
     keep = output.with_name(f".{output.name}.work")
     with exclusive(keep / "lock"), cli_folder.workers(args.workers) as pool:
         reading = cli_folder.reading(args, files, keep / "check", pool)
-        rules, _, outcome = train_folder(
+        rules, pairs, outcome = train_folder(
             files,
             args.method,
             reading=reading,
@@ -82,6 +82,8 @@ def run(args: argparse.Namespace) -> int:
     shutil.rmtree(keep, ignore_errors=True)
     if not args.quiet:
         print(_table(rules))
+        for name in rules:
+            print(f"{name}: {judge(args.method, pairs[name], name) or 'too few mixtures to tell whether it gains'}")
         print(f"\nLearned on {len(outcome.done)} pairs of mixture and source; wrote {output}.")
     return cli_folder.report_failures(outcome.failed)
 

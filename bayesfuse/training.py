@@ -8,13 +8,14 @@ from collections.abc import Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 
 from bayesfuse import fusion
 from bayesfuse._jobs import ITEM_ERRORS, Arrays, Records, over_items
+from bayesfuse.cross_validation import CrossValidation, cross_validate, static_learner, vb_learner
 from bayesfuse.examples import Reading, open_example
 from bayesfuse.folder_rules import channel_grams, check_free_energies, check_references, energies
 from bayesfuse.fusing import Outcome
@@ -57,7 +58,7 @@ def train_folder(
     keep: Path | None = None,
     executor: Executor | None = None,
     progress: bool = False,
-) -> tuple[dict[str, Rule], dict[tuple[str, int | None], Pairs], Outcome]:
+) -> tuple[dict[str, Rule], dict[str, Pairs], Outcome]:
     """Rules learned on all mixtures with true sources; by source, or by source and channel.
 
     Parameters
@@ -80,7 +81,7 @@ def train_folder(
     Returns
     -------
     tuple
-        The rules, the examples they were learned on, and what became of every mixture and source.
+        The rules and the examples they were learned on, by the same names, and what became of every mixture and source.
 
     Raises
     ------
@@ -102,7 +103,7 @@ def train_folder(
     for (source, channel), examples in pairs.items():
         name = source if channel is None else channel_key(source, channel)
         rules[name] = learn(method, examples, folder.separators_of[source], name)
-    return rules, pairs, outcome
+    return rules, {name: pairs[key] for name, key in zip(rules, pairs, strict=True)}, outcome
 
 
 def check_trainable(folder: Folder, method: str, time_varying: bool) -> None:
@@ -125,30 +126,60 @@ def learn(method: str, pairs: Pairs, separators: Sequence[str], source: str) -> 
         If there is no example, or under a measure in dB none whose true source sounds.
     """
     from bayesfuse.bayesian import learn_vb
+    from bayesfuse.ladder import best_single
     from bayesfuse.static import static_weights
 
-    loss = "mse" if method == "static-mse" else "sdr"
-    sounding = [i for i, g in enumerate(pairs.grams) if loss == "mse" or np.sum(g.energy) > 0]
-    if not sounding:
-        raise ValueError(f"there is no mixture with a true source {source} that sounds: nothing to learn from.")
-    grams = [pairs.grams[i] for i in sounding]
+    g, energies_of, settings = _stacked(method, pairs, source)
+    if method == "select":
+        return StaticRule(np.eye(len(separators))[int(best_single(g))], separators, source)
     if method != "vb":
-        g = fusion.Gram.stack(grams)
-        if method == "select":
-            with np.errstate(divide="ignore"):
-                each = np.mean([fusion.sdr(weights, g) for weights in np.eye(len(separators))], axis=1)
-            return StaticRule(fusion.select_weights(np.nan_to_num(each)), separators, source)
-        return StaticRule(static_weights(g, loss=loss), separators, source)
-    names = {"separators": separators, "source": source}
-    values = [pairs.free_energies[i] for i in sounding]
+        return StaticRule(static_weights(g, loss=_loss(method)), separators, source)
+    return learn_vb(g, energies_of, loss=_loss(method), separators=separators, source=source, **settings)[0]
+
+
+def judge(method: str, pairs: Pairs, source: str) -> CrossValidation | None:
+    """What the method gains over the best single separator on mixtures it was not learned on, by cross-validation.
+
+    Mixtures of one group are held out together. None for "select", which is the best single separator, and if there
+    are fewer than two groups.
+    """
+    used = _usable(method, pairs, source)
+    groups = [pairs.groups[i] for i in used]
+    if method == "select" or len({pairs.groups[i] for i in used if np.sum(pairs.grams[i].energy) > 0}) < 2:
+        return None
+    g, energies_of, settings = _stacked(method, pairs, source)
+    if method == "vb":
+        return cross_validate(vb_learner(g, energies_of, loss=_loss(method), **settings), g, groups)
+    return cross_validate(static_learner(g, loss=_loss(method)), g, groups)
+
+
+def _loss(method: str) -> Literal["mse", "sdr"]:
+    return "mse" if method == "static-mse" else "sdr"
+
+
+def _usable(method: str, pairs: Pairs, source: str) -> list[int]:
+    """Indices of the examples whose measure is defined; a ValueError if there is none."""
+    used = [i for i, g in enumerate(pairs.grams) if _loss(method) == "mse" or np.sum(g.energy) > 0]
+    if not used:
+        raise ValueError(f"there is no mixture with a true source {source} that sounds: nothing to learn from.")
+    return used
+
+
+def _stacked(
+    method: str, pairs: Pairs, source: str
+) -> tuple[fusion.Gram, Float[np.ndarray, "example model *frame"], dict[str, Any]]:
+    """Scalar products and free energies of all usable examples, padded to the longest, and what says so to `learn_vb`."""
+    used = _usable(method, pairs, source)
+    grams = [pairs.grams[i] for i in used]
+    if method != "vb":
+        return fusion.Gram.stack(grams), np.zeros((len(grams), grams[0].num_models)), {}
+    values = [pairs.free_energies[i] for i in used]
     if grams[0].energy.ndim == 0:
-        frames = [pairs.num_frames[i] for i in sounding]
-        return learn_vb(fusion.Gram.stack(grams), np.stack(values), loss=loss, num_frames=frames, **names)[0]
+        return fusion.Gram.stack(grams), np.stack(values), {"num_frames": [pairs.num_frames[i] for i in used]}
     lengths = [g.energy.shape[0] for g in grams]
     padded = fusion.Gram.stack([_padded_gram(g, max(lengths)) for g in grams])
-    energies_of = np.stack([np.pad(v, [(0, 0), (0, max(lengths) - v.shape[1])]) for v in values])
-    inside = np.arange(max(lengths)) < np.array(lengths)[:, None]
-    return learn_vb(padded, energies_of, loss=loss, frames=inside, **names)[0]
+    free = np.stack([np.pad(v, [(0, 0), (0, max(lengths) - v.shape[1])]) for v in values])
+    return padded, free, {"frames": np.arange(max(lengths)) < np.array(lengths)[:, None]}
 
 
 def collect_pairs(

@@ -132,9 +132,11 @@ def test_methods_that_need_more_say_so(root, capsys):
 def test_from_the_oracle_ladder_to_scores(root, capsys):
     """Ladder, training, fusing with the weights, scores: as a user goes through them."""
     assert fuse("--ladder", "--method", "mean", references=True) == 0
-    assert "oracle" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert "best single on average" in text and "oracle fusion per frame and band" in text and "mean of 3 files" in text
     assert cli.main(["train", *files(), "-o", "weights.nc"]) == 0
-    assert "Learned on 6 pairs" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert "Learned on 6 pairs" in text and "expected gain over the best single model" in text
     assert [path.name for path in Path().iterdir() if path.name.startswith(".")] == []
     assert cli.main(["fuse", *files(False), "--weights", "weights.nc", "-o", "fused", "--quiet"]) == 0
     command = ["evaluate", "--references", "references", "--estimates", "estimates", "--estimates", "fused"]
@@ -317,8 +319,8 @@ def test_silent_true_sources(root, capsys):
     assert "voice that sounds" in capsys.readouterr().err
     assert cli.main(["evaluate", "--references", "references", "--estimates", "out", "-o", "scores.csv"]) == 0
     line = next(line for line in capsys.readouterr().out.splitlines() if " voice " in line)
-    assert line.endswith("3 (silent reference: 3)")
-    assert "a,a,out,voice,sdr,,,silent reference\n" in Path("scores.csv").read_text()
+    assert line.endswith("3 (silent_reference: 3)")
+    assert "a,a,out,voice,sdr,,,silent_reference\n" in Path("scores.csv").read_text()
 
 
 # -------------------------------------------------------------------------------------------- going on where it stopped
@@ -409,7 +411,7 @@ def test_a_kill_in_the_middle_loses_nothing(root):
     sounds = sorted(path.relative_to("out").as_posix() for path in Path("out").rglob("*.wav"))
     assert sounds == sorted(f"{name}/{source}.wav" for name in (*names, *NAMES) for source in SOURCES)
     for name in names:
-        assert Path(f"out/{name}/voice.wav").read_bytes() == Path("out/a/voice.wav").read_bytes()
+        np.testing.assert_array_equal(read(f"out/{name}/voice.wav"), read("out/a/voice.wav"))
     assert json.loads(Path("out", STATE, "settings.json").read_text()) == {"align": False, "method": "mean"}
 
 
