@@ -8,7 +8,9 @@ from bayesfuse import cli_folder
 
 if TYPE_CHECKING:
     from bayesfuse.examples import Reading
+    from bayesfuse.folder_network import NetworkWeights
     from bayesfuse.fusing import Rule
+    from bayesfuse.learned_rules import Learned
     from bayesfuse.separators.folder import Folder
 
 _DESCRIPTION = f"""\
@@ -109,14 +111,26 @@ def _print_ladder(
     return failed
 
 
+def _load(path: str) -> "Learned | NetworkWeights":
+    """The rule of a weights file, of whichever kind it is."""
+    from bayesfuse._netcdf import read_tree
+    from bayesfuse.rules import FORMAT
+
+    if read_tree(Path(path)).attrs.get("format") == FORMAT:
+        from bayesfuse.learned_rules import Learned
+
+        return Learned.load(path)
+    from bayesfuse.folder_network import NetworkWeights
+
+    return NetworkWeights.load(path)
+
+
 def _rule(args: argparse.Namespace, files: "Folder") -> "Rule":
     """The rule that the options name."""
     from bayesfuse.folder_rules import Mean, Oracle, Select
 
     if args.weights is not None:
-        from bayesfuse.learned_rules import Learned
-
-        rule = Learned.load(args.weights)
+        rule = _load(args.weights)
         if args.method is not None and args.method not in rule.methods:
             raise ValueError(
                 f"{args.weights} holds weights of {' or '.join(rule.methods)}, not {args.method}: leave out --method"

@@ -8,9 +8,12 @@ from typing import TYPE_CHECKING, Any
 from bayesfuse import cli_folder
 
 if TYPE_CHECKING:
+    from bayesfuse.examples import Reading
+    from bayesfuse.fusing import Outcome
     from bayesfuse.rules import Rule
+    from bayesfuse.separators.folder import Folder
 
-_METHODS = ("static-sdr", "static-mse", "select", "vb")
+_METHODS = ("static-sdr", "static-mse", "select", "vb", "network")
 
 _DESCRIPTION = f"""\
 Learns, on mixtures whose true sources are known, how to weigh separators. `bayesfuse fuse --weights` applies it to
@@ -26,6 +29,7 @@ methods:
   static-mse    constant weights with the least squared error over all mixtures
   select        the one separator with the best mean SDR
   vb            weights by free energy: how far to trust it, and a prior
+  network       weights per frame from the sound, by a network; wants an hour or more of mixtures
 
 example:
   bayesfuse train --mixtures mix --estimates est --references ref -o weights.nc
@@ -61,31 +65,61 @@ def run(args: argparse.Namespace) -> int:
     cli_folder.check_parent(output)
     files = cli_folder.folder(args)
     from bayesfuse._lock import exclusive
-    from bayesfuse.rules import save_rules
-    from bayesfuse.training import check_trainable, judge, train_folder
+    from bayesfuse.folder_rules import check_references
+    from bayesfuse.training import check_trainable
 
-    check_trainable(files, args.method, args.time_varying)
+    if args.method == "network":
+        check_references(files, "network")
+    else:
+        check_trainable(files, args.method, args.time_varying)
     keep = output.with_name(f".{output.name}.work")
     with exclusive(keep / "lock"), cli_folder.workers(args.workers) as pool:
         reading = cli_folder.reading(args, files, keep / "check", pool)
-        rules, pairs, outcome = train_folder(
-            files,
-            args.method,
-            reading=reading,
-            time_varying=args.time_varying,
-            per_channel=args.per_channel,
-            keep=keep / "pairs",
-            executor=pool,
-            progress=not args.quiet,
-        )
-        save_rules(list(rules.values()), output)
+        learn = _train_network if args.method == "network" else _train_rules
+        outcome, text = learn(args, files, reading, keep, pool)
     shutil.rmtree(keep, ignore_errors=True)
     if not args.quiet:
-        print(_table(rules))
-        for name in rules:
-            print(f"{name}: {judge(args.method, pairs[name], name) or 'too few mixtures to tell whether it gains'}")
-        print(f"\nLearned on {len(outcome.done)} pairs of mixture and source; wrote {output}.")
+        print(text)
+        print(f"\nLearned on {len(outcome.done)} pairs; wrote {output}.")
     return cli_folder.report_failures(outcome.failed)
+
+
+def _train_rules(
+    args: argparse.Namespace, files: "Folder", reading: "Reading", keep: Path, pool: Any
+) -> tuple["Outcome", str]:
+    """Learns and writes weights; returns what became of the mixtures, and a report."""
+    from bayesfuse.rules import save_rules
+    from bayesfuse.training import judge, train_folder
+
+    rules, pairs, outcome = train_folder(
+        files,
+        args.method,
+        reading=reading,
+        time_varying=args.time_varying,
+        per_channel=args.per_channel,
+        keep=keep / "pairs",
+        executor=pool,
+        progress=not args.quiet,
+    )
+    save_rules(list(rules.values()), Path(args.output))
+    if args.quiet:
+        return outcome, ""
+    lines = [_table(rules)]
+    for name in rules:
+        lines.append(f"{name}: {judge(args.method, pairs[name], name) or 'no cross-validation of this'}")
+    return outcome, "\n".join(lines)
+
+
+def _train_network(
+    args: argparse.Namespace, files: "Folder", reading: "Reading", keep: Path, pool: Any
+) -> tuple["Outcome", str]:
+    """Trains and writes a network; returns what became of the mixtures, and a report."""
+    from bayesfuse.folder_network import train_network
+
+    progress = not args.quiet
+    rule, score, outcome = train_network(files, reading=reading, window=args.window, keep=keep, progress=progress)
+    rule.save(args.output)
+    return outcome, f"network of {', '.join(rule.sources)}: {score:.2f} dB SDR on the mixtures kept for validation"
 
 
 def _table(rules: "dict[str, Rule]") -> str:

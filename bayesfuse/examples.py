@@ -56,6 +56,8 @@ class Example:
         Which mixture, source and models.
     mixture, estimates, reference
         Tracks; the true source is None where it is not known.
+    reading
+        How they were opened.
     """
 
     item: Item
@@ -64,6 +66,7 @@ class Example:
     mixture: Track
     estimates: tuple[Track, ...]
     reference: Track | None
+    reading: Reading
 
     @property
     def header(self) -> audio.AudioInfo:
@@ -150,7 +153,9 @@ def open_example(item: Item, source: str, separators: tuple[str, ...], reading: 
         estimates.append(open_track(path, like, adapt=reading.adapt, lag=lag, gain=gain))
     true = item.references.get(source)
     reference = None if true is None else open_track(_existing(true), like, adapt=reading.adapt)
-    return Example(item, source, separators, open_track(item.mixture, like, adapt=False), tuple(estimates), reference)
+    return Example(
+        item, source, separators, open_track(item.mixture, like, adapt=False), tuple(estimates), reference, reading
+    )
 
 
 def _existing(path: Path) -> Path:

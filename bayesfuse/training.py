@@ -168,7 +168,7 @@ def _usable(method: str, pairs: Pairs, source: str) -> list[int]:
 def _stacked(
     method: str, pairs: Pairs, source: str
 ) -> tuple[fusion.Gram, Float[np.ndarray, "example model *frame"], dict[str, Any]]:
-    """Scalar products and free energies of all usable examples, padded to the longest, and what says so to `learn_vb`."""
+    """Scalar products and free energies of all usable examples, padded to the longest, and their lengths."""
     used = _usable(method, pairs, source)
     grams = [pairs.grams[i] for i in used]
     if method != "vb":
