@@ -172,10 +172,10 @@ def bss_eval_images(
 def bss_eval_v4(
     references: Float[AnyArray, "..."] | References,
     estimates: Float[AnyArray, "..."],
-    rate: float,
+    rate: float | int,
     *,
-    window: float = 1.0,
-    hop: float | None = None,
+    window: float | int = 1.0,
+    hop: float | int | None = None,
     taps: int = 512,
     permute: bool = False,
     joint_silence: bool = True,

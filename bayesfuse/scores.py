@@ -52,9 +52,9 @@ def score(
     sources: Sequence[str],
     group: str | None = None,
     measures: Sequence[Measure] = ("sdr", "si_sdr"),
-    rate: float | None = None,
-    window: float = 1.0,
-    hop: float | None = None,
+    rate: float | int | None = None,
+    window: float | int = 1.0,
+    hop: float | int | None = None,
     taps: int = 512,
 ) -> Table:
     """The table of one mixture: every measure of every system's estimate of every source.
