@@ -153,8 +153,9 @@ def _cross_correlation(
 ) -> Float[np.ndarray, "source lag"]:
     """sum_t x(t) y(t + k) from the first lag at which x lies inside y to the last, summed over channels."""
     size = scipy.fft.next_fast_len(y.shape[-1], real=True)
-    spectrum = np.conj(scipy.fft.rfft(x, size)) * scipy.fft.rfft(y, size)
-    return scipy.fft.irfft(spectrum.sum(axis=1), size)[:, : y.shape[-1] - x.shape[-1] + 1]
+    fft: Any = scipy.fft
+    spectrum = np.conj(fft.rfft(x, size)) * fft.rfft(y, size)
+    return fft.irfft(spectrum.sum(axis=1), size)[:, : y.shape[-1] - x.shape[-1] + 1]
 
 
 def _peak(products: Float[np.ndarray, " lag"], sub_sample: bool) -> tuple[float, float]:
@@ -164,12 +165,13 @@ def _peak(products: Float[np.ndarray, " lag"], sub_sample: bool) -> tuple[float,
         return np.nan, 1.0
     if centre == 0:
         return 0.0, -1.0 if products[0] < 0 else 1.0
-    size = scipy.fft.next_fast_len(2 * products.shape[0], real=True)
-    spectrum = scipy.fft.rfft(products, size)
+    fft: Any = scipy.fft
+    size = fft.next_fast_len(2 * products.shape[0], real=True)
+    spectrum = fft.rfft(products, size)
     magnitude = np.abs(spectrum)
     # The floor keeps bins that hold rounding errors alone from being lifted.
     spectrum = spectrum / np.sqrt(np.maximum(magnitude, 1e-9 * magnitude.max()))
-    curve = scipy.fft.irfft(spectrum, size)[: products.shape[0]]
+    curve = fft.irfft(spectrum, size)[: products.shape[0]]
     index = int(np.argmax(np.abs(curve)))
     sign = -1.0 if curve[index] < 0 else 1.0
     if not np.abs(curve[index]) > _DISTINCT * np.median(np.abs(curve)):

@@ -241,7 +241,7 @@ def _measure(task: _Task, ready: Mapping[str, tuple[str, ...]]) -> Arrays:
             alike.setdefault(sources, {})[system] = [estimate for _, estimate in tracks]
         except ITEM_ERRORS as error:
             failed[system] = str(error) or type(error).__name__
-    others = [measure for measure in task.measures if measure != "sdr"]
+    others: list[scores.Measure] = [measure for measure in task.measures if measure != "sdr"]
     for sources, systems in alike.items():
         if others:
             true = [

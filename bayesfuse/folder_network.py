@@ -66,8 +66,8 @@ class NetworkWeights:
             if sorted(there) != sorted(self.rule.separators):
                 raise ValueError(
                     f"the network was trained with the separators {', '.join(self.rule.separators)}, but the "
-                    f"folder has {', '.join(there)} for {source}: give estimates of the former, or train a network with "
-                    "the latter."
+                    f"folder has {', '.join(there)} for {source}: give estimates of the former, or train a network "
+                    "with the latter."
                 )
 
     def separators(self, source: str) -> tuple[str, ...] | None:

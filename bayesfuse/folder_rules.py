@@ -9,10 +9,10 @@ from jaxtyping import Float
 from bayesfuse import fusion
 from bayesfuse.examples import Example
 from bayesfuse.separators.folder import Folder
-from bayesfuse.transforms import STFT, Transform
+from bayesfuse.transforms import STFT
 
 # Weights of all channels (one entry) or of each, and the transform of their frames if they are per frame.
-Weights = tuple[list[Float[np.ndarray, "model *frame"]], Transform | None]
+Weights = tuple[list[Float[np.ndarray, "model *frame"]], STFT | None]
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Select:
     def weights(self, example: Example) -> Weights:
         """The indicator of the best model; a ValueError if there are no free energies."""
         values, transform = energies(example, self.time_varying)
-        return [fusion.select_weights(values, axis=0)], transform
+        return [np.asarray(fusion.select_weights(values, axis=0))], transform
 
 
 @dataclass(frozen=True)
@@ -127,8 +127,8 @@ def channel_grams(example: Example, per_channel: bool, transform: STFT | None = 
     return [g.take(c) for c in range(g.energy.shape[0])] if per_channel else [g.sum(0)]
 
 
-def energies(example: Example, time_varying: bool) -> tuple[Float[np.ndarray, "model *frame"], Transform | None]:
-    """Free energies in nats, totals or per frame, and in the latter case the transform of the frames.
+def energies(example: Example, time_varying: bool) -> tuple[Float[np.ndarray, "model *frame"], STFT | None]:
+    """Free energies in nats, totals or per frame, and in the latter case the STFT of the frames.
 
     Raises
     ------
@@ -144,5 +144,6 @@ def energies(example: Example, time_varying: bool) -> tuple[Float[np.ndarray, "m
                 f"mixture has {frames}; separate it again."
             )
     if time_varying:
-        return np.stack([energy.per_frame() for energy in parts]), transform
+        # The frames of any transform are those of an STFT, whose analysis and synthesis fusion needs.
+        return np.stack([energy.per_frame() for energy in parts]), STFT(transform.window, transform.hop)
     return np.array([energy.total for energy in parts]), None

@@ -21,7 +21,7 @@ from bayesfuse._lock import exclusive
 from bayesfuse._netcdf import replacing
 from bayesfuse.examples import Example, Reading, open_example
 from bayesfuse.separators.folder import Folder, Item, sources_in
-from bayesfuse.transforms import Transform
+from bayesfuse.transforms import STFT
 
 # What a job keeps about itself, inside its output folder.
 STATE = ".bayesfuse"
@@ -43,7 +43,7 @@ class Rule(Protocol):
         """The models that the rule is for, in order; None for any."""
         ...
 
-    def weights(self, example: Example) -> tuple[list[Float[np.ndarray, "model *frame"]], Transform | None]:
+    def weights(self, example: Example) -> tuple[list[Float[np.ndarray, "model *frame"]], STFT | None]:
         """Weights for all channels together (one entry) or for each; and the transform of their frames."""
         ...
 
@@ -160,7 +160,7 @@ def _fuse_item(task: Task) -> Outcome:
 
 
 def fused_blocks(
-    example: Example, weights: list[Float[np.ndarray, "model *frame"]], transform: Transform | None
+    example: Example, weights: list[Float[np.ndarray, "model *frame"]], transform: STFT | None
 ) -> Iterator[Float[np.ndarray, "channel sample"]]:
     """The fused source in consecutive blocks, the same as if it were fused at once.
 

@@ -19,7 +19,7 @@ from wav_folder import SAMPLES, SEPARATORS, SOURCES, change, put, write_folder
 from bayesfuse import alignment, audio, cli, fusion
 from bayesfuse.fusing import STATE
 from bayesfuse.separators.free_energy_file import save_free_energy
-from bayesfuse.transforms import STFT
+from bayesfuse.transforms import QERB, STFT
 from bayesfuse.vbnmf import FreeEnergy
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -56,9 +56,8 @@ def estimates(name: str, source: str) -> np.ndarray:
     return np.stack([read(f"estimates/{separator}/{name}/{source}.wav") for separator in sorted(SEPARATORS)])
 
 
-def with_free_energies(values: dict[str, float]) -> None:
+def with_free_energies(values: dict[str, float], transform: STFT | QERB = STFT(256, 128)) -> None:  # noqa: B008
     """Writes free energies beside all estimates: the same in every frame."""
-    transform = STFT(256, 128)
     frames = transform.num_frames(SAMPLES)
     for separator, value in values.items():
         for name in NAMES:
@@ -97,6 +96,7 @@ def test_selection_and_weights_by_free_energy(root):
     weights = fusion.vb_weights(np.array([-2.0, -1.0, -3.0]), beta=0.5)
     expected = np.tensordot(weights, estimates("b", "voice"), axes=1)
     for words in ([], ["--time-varying"]):
+        with_free_energies({"dark": -2.0, "middle": -1.0, "wide": -3.0}, QERB(RATE, 20, 256))
         assert fuse("--method", "vb", "--beta", "0.5", "--overwrite", *words) == 0
         np.testing.assert_allclose(read("out/b/voice.wav"), expected, atol=1e-6)
 

@@ -74,7 +74,7 @@ def load_free_energy(path: str | os.PathLike[str]) -> tuple[FreeEnergy, Transfor
         If the file is damaged, of something else, of a newer schema, or of several orders.
     """
     tree = _netcdf.read_tree(Path(path))
-    attrs: dict[str, Any] = dict(tree.attrs)
+    attrs: Any = tree.attrs
     if attrs.get("format") not in _FORMATS:
         raise ValueError(f"{path} is not a {FORMAT}: its attribute `format` is {attrs.get('format')!r}.")
     if attrs.get("schema_version") != SCHEMA_VERSION:
