@@ -203,6 +203,8 @@ def main(arguments: list[str] | None = None) -> None:
     rows = []
     for letter in letters:
         rows += SECTIONS[letter](Size(), options.repeats)
+        print("  ".join(rows[-1].cells()), flush=True)
+    print()
     print(common.table(["", "measured", "aim", ""], [row.cells()[:4] for row in rows]))
     print()
     for row in rows:
