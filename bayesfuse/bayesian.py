@@ -27,8 +27,8 @@ __all__ = ["VBReport", "VBRule", "learn_vb"]
 # Entries of the quadratic forms that are worked on at a time, so that what comes of them stays in the cache. If there are
 # more the search sees as many, of every few examples.
 _BLOCK = 2_000_000
-# Descents of the first round where they cost next to nothing.
-_MOST_STARTS = 96
+# Descents of the first round: at least, and where they cost next to nothing.
+_STARTS = (16, 96)
 # A logit that excludes a model.
 _EXCLUDED = 30.0
 # Weights that differ by less everywhere on the training data are of the same basin.
@@ -86,7 +86,7 @@ def learn_vb(
     per_term: bool = False,
     sticky: bool = False,
     per_band: bool = False,
-    starts: int = 16,
+    starts: int | None = None,
     seed: int = 0,
     separators: Sequence[str] = (),
     source: str = "",
@@ -126,7 +126,8 @@ def learn_vb(
     per_band
         A prior and temperature of its own for every band, rather than the same for all.
     starts
-        Number of descents of the first round, at least.
+        Number of descents of the first round, at least 1 for each of twelve temperatures; by default 16, and up to 96 where
+        they cost next to nothing. The later rounds have about as many.
     seed
         Of the random starting points.
     separators, source
@@ -176,7 +177,9 @@ def learn_vb(
 
     present = criterion.frames
     whole = jax.tree.map(
-        lambda field: (field * present.reshape(*present.shape, *[1] * (field.ndim - units))).sum(tuple(range(1, units))),
+        lambda field: (field * present.reshape(*present.shape, *[1] * (field.ndim - units))).sum(
+            tuple(range(1, units))
+        ),
         as_double(g),
     )
     static = static_weights(whole, loss="sdr" if loss == "frame-sdr" else loss, seed=seed)
@@ -248,7 +251,7 @@ def _search(
     form: Form,
     static: np.ndarray,
     min_beta: float,
-    starts: int,
+    starts: int | None,
     seed: int,
 ) -> _Found:
     rng = np.random.default_rng(seed)
@@ -260,13 +263,13 @@ def _search(
     # The best start of each temperature, and the best of the rest.
     leaders = list({point[-1]: point for point in reversed(begin)}.values())
     rest = [point for point in begin if not any(point is leader for leader in leaders)]
-    starts = max(starts, min(_MOST_STARTS, _BLOCK // criterion.forms.size))
+    starts = starts or int(np.clip(_BLOCK // criterion.forms.size, *_STARTS))
     begin = [*leaders, *rest[: max(starts - len(leaders), 0)]]
     ends = descend(part, begin, bounds)
     last = np.eye(form.models + 1)[-1]
     for scale in (1.0, 0.3, 3.0):
         around = ends[0].point + scale * rng.normal(size=(1 + starts // 6, ends[0].point.size))
-        ends = sorted([*ends, *descend(part, around, bounds)], key=lambda end: end.value)
+        ends = sorted([*ends, *descend(part, list(around), bounds)], key=lambda end: end.value)
     # The best prior may exclude models, and the colder the more; smooth steps from within do not find that.
     without = np.repeat(ends[0].point[None], form.models, axis=0)
     np.fill_diagonal(without, -_EXCLUDED)

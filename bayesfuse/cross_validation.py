@@ -53,7 +53,7 @@ class CrossValidation(NamedTuple):
 
     @property
     def verdict(self) -> str:
-        """"fuse" if the whole interval lies above zero, else "do not fuse"."""
+        """ "fuse" if the whole interval lies above zero, else "do not fuse"."""
         return "fuse" if self.low > 0 else "do not fuse"
 
     def __str__(self) -> str:

@@ -188,7 +188,8 @@ def interference_ratios(
     energy = [xp.einsum("...m,...mn,...n->...", weights, form, weights) for form in (*g.forms(), g.gram)]
     floor = _FLOOR * energy.pop()
     target, interference, artifacts = (xp.maximum(part, floor) for part in energy)
-    return 10.0 * xp.log10(target / interference), 10.0 * xp.log10((target + interference) / artifacts)
+    sir, sar = 10.0 * xp.log10(target / interference), 10.0 * xp.log10((target + interference) / artifacts)
+    return xp.asarray(sir), xp.asarray(sar)
 
 
 @jax.custom_jvp

@@ -126,9 +126,7 @@ class VBRule(eqx.Module):
         """Number of models M."""
         return self.log_prior.shape[0]
 
-    def weights(
-        self, free_energy: Float[np.ndarray, "..."], *, num_frames: Any = None
-    ) -> Float[np.ndarray, "..."]:
+    def weights(self, free_energy: Float[np.ndarray, "..."], *, num_frames: Any = None) -> Float[np.ndarray, "..."]:
         """The weights of one mixture or several, on the simplex over the models.
 
         With stickiness rho they are the marginals, by the forward-backward recursions, of a chain of models with
@@ -181,9 +179,7 @@ class VBRule(eqx.Module):
             axis=-1,
         )
 
-    def _weights(
-        self, values: np.ndarray, log_prior: np.ndarray, beta: np.ndarray, num_frames: Any
-    ) -> np.ndarray:
+    def _weights(self, values: np.ndarray, log_prior: np.ndarray, beta: np.ndarray, num_frames: Any) -> np.ndarray:
         """The weights with a prior [model] and temperatures [] or [term]."""
         if self.per_term:
             if (beta == beta[0]).all():

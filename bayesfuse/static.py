@@ -78,7 +78,9 @@ def static_weights(
     g = as_double(g)
     batch = g.gram.shape[:-3]
     models = g.gram.shape[-1]
-    if shared or not batch:
+    if not batch:
+        return _learn(g, loss, constraint, ridge, starts, seed)
+    if shared:
         g = jax.tree.map(lambda field: field.reshape(-1, *field.shape[len(batch) + 1 :]), g)
         return _learn(g, loss, constraint, ridge, starts, seed)
     flat = jax.tree.map(lambda field: field.reshape(-1, *field.shape[len(batch) :]), g)

@@ -78,7 +78,9 @@ class TestRatios:
         for n in range(2):
             expected = measured(weights[n], blocks[0][:, n], blocks[1][:, n])
             np.testing.assert_allclose([r[n] for r in interference_ratios(weights, g)], expected, atol=1e-8)
-        for field, expected in zip(jax.tree.leaves(g.target), jax.tree.leaves(gram(blocks[0][0], blocks[1])), strict=True):
+        for field, expected in zip(
+            jax.tree.leaves(g.target), jax.tree.leaves(gram(blocks[0][0], blocks[1])), strict=True
+        ):
             np.testing.assert_allclose(field, expected, rtol=1e-12)
 
     def test_mixtures_and_their_derivative(self, x64):
@@ -179,7 +181,7 @@ class TestTrainingLoss:
         references, estimates, _ = examples()
         g = gram(references[0], estimates)
         with pytest.raises(ValueError, match="loss='si-sdr'"):
-            training_loss("f", g, "si-sdr")
+            getattr(training_loss, "__wrapped__", training_loss)("f", g, "si-sdr")  # past the type checks
         with pytest.raises(ValueError, match="axis of examples"):
             training_loss("f", gram(references[0, 0, 0], estimates[:, 0, 0]), "mse")
         with pytest.raises(ValueError, match="NaN"):
