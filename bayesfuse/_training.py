@@ -12,6 +12,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -274,7 +275,8 @@ def _advance(key: Any, state: _State, static: Any, data: Any, loss: Any, score: 
         data,
         static,
         loss,
-        settings,
+        # What the epoch does not depend on must not make it compile again.
+        replace(settings, max_epochs=1, rate=1.0, rule=RateRule()),
     )
     value = float(score(eqx.combine(arrays, static)))
     rate = settings.rule.update(state.rate, value)

@@ -263,7 +263,7 @@ def fit_features(examples: Iterable[Inputs], config: FeatureConfig, *, progress:
     Raises
     ------
     ValueError
-        If there are no recordings, they cannot be iterated again, or differ in the number of signals.
+        If there are no recordings, all are silent, they cannot be iterated again, or differ in the number of signals.
 
     Warns
     -----
@@ -292,6 +292,8 @@ def fit_features(examples: Iterable[Inputs], config: FeatureConfig, *, progress:
             extra_scaler.partial_fit(_relative(inputs.free_energy, part.shape[-1]))
     if frames == 0:
         raise ValueError("fit_features got no examples; give at least one recording.")
+    if not np.any(scaler.var_):
+        raise ValueError("fit_features got frames that are all the same, such as silence; give recordings with sound.")
     mean, scale = _float32(scaler.mean_), _float32(scaler.scale_)
     extra = (_float32(extra_scaler.mean_), _float32(extra_scaler.scale_)) if config.free_energy else (None, None)
     if config.num_components is None:
@@ -338,7 +340,7 @@ def _windows(rows: Float[np.ndarray, "row band frame"], context: int) -> Iterato
         yield frames[neighbours].reshape(len(centres), -1)
 
 
-def _strided(examples: Iterable[Inputs], config: FeatureConfig) -> Iterator[Float[np.ndarray, "frame input"]]:
+def _strided(examples: Iterable[Any], config: FeatureConfig) -> Iterator[Float[np.ndarray, "frame input"]]:
     """Every `stride`-th window of the corpus; the count goes on from recording to recording."""
     first = 0
     for inputs in examples:
