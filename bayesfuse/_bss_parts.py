@@ -23,8 +23,8 @@ class References(eqx.Module):
         Waveforms times `scale`, zero where they are not finite.
     scale
         A power of two that makes the peak about one.
-    finite, sounding
-        Whether each source is finite throughout, and whether it is not zero throughout.
+    finite
+        Whether each source is finite throughout.
     joint, own
         Factored normal equations of all sources, and of each.
     taps
@@ -36,7 +36,6 @@ class References(eqx.Module):
     signals: Float[np.ndarray, "source channel sample"]
     scale: float
     finite: Bool[np.ndarray, " source"]
-    sounding: Bool[np.ndarray, " source"]
     joint: projection.Span
     own: tuple[projection.Span, ...]
     taps: int = eqx.field(static=True)
@@ -80,7 +79,7 @@ def prepare(references: Float[AnyArray, "..."], *, taps: int = 512) -> Reference
     channels = signals.shape[1]
     own = [slice(start, start + channels) for start in range(0, len(rows), channels)]
     return References(
-        signals, scale, finite, signals.any(axis=(-2, -1)), projection.span(correlations),
+        signals, scale, finite, projection.span(correlations),
         tuple(projection.span(correlations[part, part]) for part in own), taps, shape,
     )  # fmt: skip
 

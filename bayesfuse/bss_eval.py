@@ -282,19 +282,22 @@ def _scores(
 ) -> tuple[Float[np.ndarray, "4 model pair window"], UInt8[np.ndarray, "4 model pair window"]]:
     """All ratios and reasons of some models."""
     estimates, finite = zero_where_not_finite(estimates)
+    estimates = estimates * references.scale
     length = min(width or estimates.shape[-1], estimates.shape[-1])
-    bank = filter_bank(references, estimates * references.scale, pairs, length)
+    bank = filter_bank(references, estimates, pairs, length)
     ratios, reasons = [], []
     for start in starts:
         true = references.signals[..., start : start + length]
         given = estimates[..., start : start + length]
         with np.errstate(over="ignore", invalid="ignore"):
-            parts = energies(bank, true, given * references.scale, pairs, references.taps, of_sources=of_sources)
+            parts = energies(bank, true, given, pairs, references.taps, of_sources=of_sources)
             values, codes = _ratios(parts, of_sources=of_sources)
         quiet_true: Any = ~true.any(axis=(-2, -1))
         quiet_given: Any = ~given.any(axis=(-2, -1))
         if joint_silence:
-            codes = np.where((quiet_true.any() | quiet_given.any(axis=-1))[:, None], Reason.SILENT_OTHER, codes)
+            # An estimate that is not finite has been made zero, which is no silence.
+            silent = quiet_true.any() | (quiet_given & finite).any(axis=-1)
+            codes = np.where(silent[:, None], Reason.SILENT_OTHER, codes)
         # Later lines are the weightier reasons.
         codes = np.where(quiet_given[:, pairs.estimate], Reason.SILENT_ESTIMATE, codes)
         codes = np.where(quiet_true[pairs.reference], Reason.SILENT_REFERENCE, codes)

@@ -348,6 +348,10 @@ def test_silence_in_windows():
     # Nothing valid: the commonest reason remains.
     references[1, :, :400] = 0
     median = bss_eval_v4(references, estimates, 100.0, taps=8).median()
+    broken = estimates.copy()
+    broken[1, 0, 3] = np.inf
+    codes = bss_eval_v4(sounds(16, (2, 1, 500))[0], broken, 100.0, taps=8).reasons[0]
+    np.testing.assert_array_equal(codes, [[valid] * 4 + [estimate], [Reason.NOT_FINITE] * 5])
     assert np.isnan(median.sdr).all()
     np.testing.assert_array_equal(median.reasons[0], [other_is_silent, reference])
 
