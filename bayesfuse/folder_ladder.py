@@ -9,7 +9,7 @@ import numpy as np
 from bayesfuse._jobs import ITEM_ERRORS, Arrays, Records, over_items
 from bayesfuse.examples import Example, Reading, open_example
 from bayesfuse.folder_rules import check_references
-from bayesfuse.gram import Bands
+from bayesfuse.grams import Bands
 from bayesfuse.ladder import Ladder, ladder
 from bayesfuse.separators.folder import Folder, Item
 from bayesfuse.transforms import STFT
