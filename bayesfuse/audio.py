@@ -9,7 +9,6 @@ becomes the final one only when the file is complete.
 WAV, FLAC and OGG are written; whatever else libsndfile decodes can be read.
 """
 
-import glob
 import math
 import os
 import uuid
@@ -24,18 +23,19 @@ import numpy as np
 import scipy.signal
 from jaxtyping import Array, Float, Shaped
 
+from bayesfuse._audio_files import AUDIO_EXTENSIONS as AUDIO_EXTENSIONS
+from bayesfuse._audio_files import PathLike
+from bayesfuse._audio_files import collect as collect
+
 if TYPE_CHECKING:
     import soundfile
 
-AUDIO_EXTENSIONS = (".flac", ".oga", ".ogg", ".wav")
 _FORMATS = {".flac": "FLAC", ".oga": "OGG", ".ogg": "OGG", ".wav": "WAV"}
 _DEFAULT_SUBTYPES = {"FLAC": "PCM_24", "OGG": "VORBIS", "WAV": "FLOAT"}
 _PCM_BITS = {"PCM_S8": 8, "PCM_U8": 8, "PCM_16": 16, "PCM_24": 24, "PCM_32": 32}
 _MAX_CHANNELS = 64
 # One call with a long signal overflows the stack of libsndfile's Vorbis encoder.
 _WRITE_SIZE = 1 << 16
-
-PathLike = str | os.PathLike[str]
 
 
 @dataclass(frozen=True)
@@ -197,10 +197,38 @@ def write(path: PathLike, audio: Shaped[np.ndarray | Array, "..."], rate: int, *
     ValueError
         For audio that `check_audio` refuses, an unknown extension, or an encoding the format does not have.
     """
+    target = Path(path)
+    samples = check_audio(audio, rate, name=f"audio for {target}")
+    write_blocks(target, [samples], rate, samples.shape[0], subtype=subtype)
+
+
+def write_blocks(
+    path: PathLike,
+    signal: Iterable[Float[np.ndarray, "channel sample"]],
+    rate: int,
+    channels: int,
+    *,
+    subtype: str | None = None,
+) -> None:
+    """Write audio that comes in consecutive blocks to a file, in bounded memory and all or nothing, as `write` does.
+
+    Parameters
+    ----------
+    path, rate, subtype
+        As for `write`.
+    signal
+        Blocks [channel, sample] of any lengths, in order.
+    channels
+        Number of channels of every block.
+
+    Raises
+    ------
+    FileNotFoundError, PermissionError, ValueError
+        As `write`; ValueError also if there is no block. Whatever the iterable raises leaves no file.
+    """
     import soundfile
 
     target = Path(path)
-    samples = check_audio(audio, rate, name=f"audio for {target}")
     rate = check_rate(rate)
     container = _FORMATS.get(target.suffix.lower())
     if container is None:
@@ -213,23 +241,37 @@ def write(path: PathLike, audio: Shaped[np.ndarray | Array, "..."], rate: int, *
     if not soundfile.check_format(container, subtype):
         options = ", ".join(sorted(soundfile.available_subtypes(container)))
         raise ValueError(f"{container} files cannot hold {subtype!r}; possible are {options}.")
-    if subtype in _PCM_BITS:
-        _warn_of_clipping(samples, target)
 
     temporary = target.with_name(f".{uuid.uuid4().hex}{target.suffix}")
+    over, total, peak = 0, 0, 0.0
     try:
         temporary.open("xb").close()  # so that the system's own errors (no permission) come first
-        with soundfile.SoundFile(temporary, "w", rate, samples.shape[0], subtype=subtype, format=container) as file:
-            for first in range(0, samples.shape[-1], _WRITE_SIZE):
-                file.write(_encoded(samples[:, first : first + _WRITE_SIZE].T, subtype))
+        with soundfile.SoundFile(temporary, "w", rate, channels, subtype=subtype, format=container) as file:
+            for block in signal:
+                samples = _checked_block(block, channels, target)
+                if subtype in _PCM_BITS:
+                    magnitude = np.abs(samples)
+                    over += int(np.sum(magnitude > 1.0))
+                    peak = max(peak, float(magnitude.max(initial=0.0)))
+                total += samples.size
+                for first in range(0, samples.shape[-1], _WRITE_SIZE):
+                    file.write(_encoded(samples[:, first : first + _WRITE_SIZE].T, subtype))
+        if total == 0:
+            raise ValueError(f"audio for {target}: there is no block; at least one sample is needed.")
         os.replace(temporary, target)
     except soundfile.LibsndfileError as error:
         raise ValueError(
-            f"cannot write {target} as {container} {subtype} with {samples.shape[0]} channels at {rate} Hz: "
+            f"cannot write {target} as {container} {subtype} with {channels} channels at {rate} Hz: "
             f"{error.error_string} A float32 WAV file takes any rate and channel count."
         ) from error
     finally:
         temporary.unlink(missing_ok=True)
+    if over:
+        warnings.warn(
+            f"{over} of {total} samples of {target} exceed full scale (peak {peak:.3g}) "
+            "and are clipped; write a float32 WAV file to keep them, or scale the audio down.",
+            stacklevel=3,
+        )
 
 
 def resample(
@@ -334,58 +376,6 @@ def check_audio(
     return array
 
 
-def collect(paths: PathLike | Iterable[PathLike]) -> list[Path]:
-    """Sorted list of the audio files that a file, folder, glob pattern or several of them stand for.
-
-    Folders are searched recursively for WAV, FLAC and OGG files, hidden ones left out; a pattern may contain
-    ``**``. A file named outright is taken whatever its extension. Each file is listed once.
-
-    Raises
-    ------
-    FileNotFoundError
-        If a path does not exist.
-    ValueError
-        If a folder or pattern holds no audio file, or there are no paths.
-    """
-    several = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
-    if not several:
-        raise ValueError("an empty list of audio files was given; name at least one file, folder or pattern.")
-    found: dict[str, Path] = {}
-    for path in several:
-        for file in _expand(Path(path)):
-            found.setdefault(os.path.abspath(file), file)
-    return sorted(found.values())
-
-
-def _expand(path: Path) -> list[Path]:
-    if path.is_file():
-        return [path]
-    if path.is_dir():
-        matches = _audio_below(path)
-    elif glob.has_magic(str(path)):
-        matches = []
-        for match in map(Path, glob.glob(str(path), recursive=True)):
-            if match.is_dir():
-                matches += _audio_below(match)
-            elif match.suffix.lower() in AUDIO_EXTENSIONS:
-                matches.append(match)
-    else:
-        raise FileNotFoundError(f"no file or folder {path}; looked from {Path.cwd()}.")
-    if not matches:
-        raise ValueError(f"no audio files ({', '.join(AUDIO_EXTENSIONS)}) in {path}.")
-    return matches
-
-
-def _audio_below(folder: Path) -> list[Path]:
-    return [
-        file
-        for file in folder.rglob("*")
-        if file.suffix.lower() in AUDIO_EXTENSIONS
-        and not any(part.startswith(".") for part in file.relative_to(folder).parts)
-        and file.is_file()
-    ]
-
-
 @contextmanager
 def _open(path: PathLike) -> "Iterator[soundfile.SoundFile]":
     import soundfile
@@ -418,6 +408,16 @@ def _read(file: "soundfile.SoundFile", path: PathLike, count: int, dtype: Any) -
     return audio
 
 
+def _checked_block(block: Any, channels: int, target: Path) -> Float[np.ndarray, "channel sample"]:
+    """A block of audio; unlike a whole recording it may be shorter than it has channels."""
+    if np.ndim(block) != 2 or block.shape[0] != channels or not np.isfinite(block).all():
+        raise ValueError(
+            f"audio for {target}: got a block of shape {np.shape(block)}; expected [channel, sample] with {channels} "
+            "channels and no NaN or infinite samples."
+        )
+    return block
+
+
 def _encoded(frames: Float[np.ndarray, "sample channel"], subtype: str) -> Shaped[np.ndarray, "sample channel"]:
     """Samples as libsndfile takes them without a change: it would truncate, not round, floats to PCM."""
     if subtype not in _PCM_BITS:
@@ -426,14 +426,3 @@ def _encoded(frames: Float[np.ndarray, "sample channel"], subtype: str) -> Shape
     full = 2.0 ** (bits - 1)
     steps = np.clip(np.rint(frames.astype(np.float64) * full), -full, full - 1).astype(np.int32)
     return steps << (32 - bits)
-
-
-def _warn_of_clipping(samples: Float[np.ndarray, "channel sample"], target: Path) -> None:
-    magnitude = np.abs(samples)
-    over = int(np.sum(magnitude > 1.0))
-    if over:
-        warnings.warn(
-            f"{over} of {samples.size} samples of {target} exceed full scale (peak {magnitude.max():.3g}) "
-            "and are clipped; write a float32 WAV file to keep them, or scale the audio down.",
-            stacklevel=3,
-        )

@@ -6,7 +6,7 @@ separators is not worth the trouble.
 
 Each oracle minimises the squared error at its own granularity ([JVR16] II.E). On the waveform, the oracles per
 frame and per frame and band are never worse than the time-invariant one, and that is never worse than selection (see
-`gram`).
+`grams`).
 
 References
 ----------
@@ -24,7 +24,7 @@ from jaxtyping import Float, Int
 from bayesfuse import masks, metrics
 from bayesfuse._streaming import slices
 from bayesfuse.fusion import best_weights, mean_weights
-from bayesfuse.gram import Bands, FrameTransform, Gram, gram, grams_of_blocks, sdr
+from bayesfuse.grams import Bands, FrameTransform, Gram, gram, grams_of_blocks, sdr
 from bayesfuse.simplex_qp import oracle_weights
 from bayesfuse.transforms import STFT
 from bayesfuse.weighted_sum import fuse

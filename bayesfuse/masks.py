@@ -14,7 +14,7 @@ from bayesfuse import wiener
 from bayesfuse._checks import check_finite
 from bayesfuse._simplex import indicator
 from bayesfuse._streaming import overlap_added, slices
-from bayesfuse.gram import FrameTransform
+from bayesfuse.grams import FrameTransform
 
 Coefficients = Complex[np.ndarray, "source ... bin frame"]
 Gains = Float[np.ndarray, "source ... bin frame"]

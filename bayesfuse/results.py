@@ -291,6 +291,50 @@ class Result(eqx.Module):
             audio.write(path, waveform, self.rate)
         return [path for path, _ in waveforms]
 
+    def write_estimates(self, folder: str | os.PathLike[str], name: str, *, prefix: str = "order-") -> list[Path]:
+        """Writes every order as a separator of a folder to fuse: sounds, and the free energy beside them.
+
+        Files are ``<prefix><order>/<name>/<source>.wav`` and ``<prefix><order>/<name>/free_energy.nc``, the layout of
+        `separators.folder`. The order part of a joint model's free energy, which is of all orders, is left out.
+
+        Parameters
+        ----------
+        folder
+            That of the estimates; created if it does not exist.
+        name
+            Of the mixture in its folder of mixtures, without extension.
+        prefix
+            Of the names of the separators.
+
+        Returns
+        -------
+        list
+            The paths of the sounds.
+
+        Raises
+        ------
+        ValueError
+            If the estimates of the orders were not kept.
+        """
+        from bayesfuse import audio
+        from bayesfuse.separators.free_energy_file import NAME, save_free_energy
+        from bayesfuse.transforms import transform_from_dict
+        from bayesfuse.vbnmf import FreeEnergy
+
+        if self.estimates is None:
+            raise ValueError("the estimates of the orders were not kept; separate again and keep them.")
+        transform = transform_from_dict(self.transform)
+        written = []
+        for index, label in enumerate(_file_names(self.order_labels)):
+            home = Path(folder) / f"{prefix}{label}" / name
+            home.mkdir(parents=True, exist_ok=True)
+            for file, waveform in zip(_file_names(self.source_names), self.estimates[index], strict=True):
+                written.append(home / f"{file}.wav")
+                audio.write(written[-1], waveform, self.rate)
+            parts = FreeEnergy(self.energy_frames[index], np.asarray(self.energy_dictionary[index]), np.asarray(0.0))
+            save_free_energy(home / NAME, parts, transform)
+        return written
+
     def summary(self) -> str:
         """A plain-text table: the orders, their weights and priors, free energies relative to the best in nats."""
         header, rows = self._table()

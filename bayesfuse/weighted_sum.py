@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 from bayesfuse._checks import check_finite, check_models
 from bayesfuse._simplex import namespace
 from bayesfuse._streaming import overlap_added, slices
-from bayesfuse.gram import Bands, FrameTransform, check_bands
+from bayesfuse.grams import Bands, FrameTransform, check_bands
 
 AnyArray = np.ndarray | Array
 

@@ -1,0 +1,140 @@
+"""`bayesfuse train`."""
+
+import argparse
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bayesfuse import cli_folder
+
+if TYPE_CHECKING:
+    from bayesfuse.examples import Reading
+    from bayesfuse.fusing import Outcome
+    from bayesfuse.rules import Rule
+    from bayesfuse.separators.folder import Folder
+
+_METHODS = ("static-sdr", "static-mse", "select", "vb", "network")
+
+_DESCRIPTION = f"""\
+Learns, on mixtures whose true sources are known, how to weigh separators. `bayesfuse fuse --weights` applies it to
+other mixtures.
+
+{cli_folder.LAYOUT}
+
+The separators must not have been trained on these mixtures: what they remember of them flatters them."""
+
+_EPILOG = """\
+methods:
+  static-sdr    constant weights with the best mean SDR (default)
+  static-mse    constant weights with the least squared error over all mixtures
+  select        the one separator with the best mean SDR
+  vb            weights by free energy: how far to trust it, and a prior
+  network       weights per frame from the sound, by a network; wants an hour or more of mixtures
+
+example:
+  bayesfuse train --mixtures mix --estimates est --references ref -o weights.nc
+  bayesfuse fuse --mixtures new --estimates new-est --weights weights.nc -o fused
+
+An interrupted training goes on when started again. Exit status: 0 success, 1 some mixtures could not be used (listed at
+the end; the weights are written), 2 error, 130 interrupted."""
+
+
+def add(commands: Any) -> None:
+    """Adds the command to the parser's commands."""
+    parser = commands.add_parser(
+        "train",
+        help="learn how to combine separators, from pairs with true sources",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+    )
+    parser.set_defaults(run=run)
+    parser.add_argument("-o", "--output", metavar="FILE", required=True, help="file to write, such as weights.nc")
+    cli_folder.add_files(parser, references="folder of the true sources")
+    method = parser.add_argument_group("method")
+    method.add_argument("--method", choices=_METHODS, default="static-sdr", help="as below (default static-sdr)")
+    cli_folder.add_frames(method)
+    work = parser.add_argument_group("work")
+    cli_folder.add_reading(work)
+    cli_folder.add_running(work)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the command and returns 1 if some mixtures could not be used."""
+    output = Path(args.output)
+    cli_folder.check_parent(output)
+    files = cli_folder.folder(args)
+    from bayesfuse._lock import exclusive
+    from bayesfuse.folder_rules import check_references
+    from bayesfuse.training import check_trainable
+
+    if args.method == "network":
+        check_references(files, "network")
+    else:
+        check_trainable(files, args.method, args.time_varying)
+    keep = output.with_name(f".{output.name}.work")
+    with exclusive(keep / "lock"), cli_folder.workers(args.workers) as pool:
+        reading = cli_folder.reading(args, files, keep / "check", pool)
+        learn = _train_network if args.method == "network" else _train_rules
+        outcome, text = learn(args, files, reading, keep, pool)
+    shutil.rmtree(keep, ignore_errors=True)
+    if not args.quiet:
+        print(text)
+        print(f"\nLearned on {len(outcome.done)} pairs; wrote {output}.")
+    return cli_folder.report_failures(outcome.failed)
+
+
+def _train_rules(
+    args: argparse.Namespace, files: "Folder", reading: "Reading", keep: Path, pool: Any
+) -> tuple["Outcome", str]:
+    """Learns and writes weights; returns what became of the mixtures, and a report."""
+    from bayesfuse.rules import save_rules
+    from bayesfuse.training import judge, train_folder
+
+    rules, pairs, outcome = train_folder(
+        files,
+        args.method,
+        reading=reading,
+        time_varying=args.time_varying,
+        per_channel=args.per_channel,
+        keep=keep / "pairs",
+        executor=pool,
+        progress=not args.quiet,
+    )
+    save_rules(list(rules.values()), Path(args.output))
+    if args.quiet:
+        return outcome, ""
+    lines = [_table(rules)]
+    for name in rules:
+        lines.append(f"{name}: {judge(args.method, pairs[name], name) or 'no cross-validation of this'}")
+    return outcome, "\n".join(lines)
+
+
+def _train_network(
+    args: argparse.Namespace, files: "Folder", reading: "Reading", keep: Path, pool: Any
+) -> tuple["Outcome", str]:
+    """Trains and writes a network; returns what became of the mixtures, and a report."""
+    from bayesfuse.folder_network import train_network
+
+    progress = not args.quiet
+    rule, score, outcome = train_network(files, reading=reading, window=args.window, keep=keep, progress=progress)
+    rule.save(args.output)
+    return outcome, f"network of {', '.join(rule.sources)}: {score:.2f} dB SDR on the mixtures kept for validation"
+
+
+def _table(rules: "dict[str, Rule]") -> str:
+    """The learned numbers, one line per source."""
+    import numpy as np
+
+    from bayesfuse.rules import VBRule
+
+    lines = []
+    for name, rule in rules.items():
+        if isinstance(rule, VBRule):
+            prior = np.exp(rule.log_prior - rule.log_prior.max())
+            values, what = prior / prior.sum(), f"temperature {float(rule.beta):.4g} nats per frame, prior "
+        else:
+            values, what = rule.weights(), ""
+        shown = ", ".join(f"{separator} {value:.3f}" for separator, value in zip(rule.separators, values, strict=True))
+        lines.append(f"{name}: {what}{shown}")
+    return "\n".join(lines)

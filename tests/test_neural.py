@@ -1,0 +1,464 @@
+"""Costs against plain formulas, one step and the rate rule by hand, and training that survives interruptions."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bayesfuse import _training, network_costs
+from bayesfuse._training import RateRule, Training
+from bayesfuse.fusion import Gram, oracle_weights, squared_error
+from bayesfuse.neural import FusionNetwork, NetworkConfig, TrainingSet, evaluate, frame_weights, train
+
+KEY = jax.random.key(3)
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+def draw(seed, frames, heads=(1, 1, 3), samples=8, informative=False):
+    """A Gram of random signals; informative features tell which estimate is the best one."""
+    rng = np.random.default_rng(seed)
+    source = rng.normal(size=(frames, *heads[:2], samples))
+    best = rng.integers(heads[2], size=(frames, *heads[:2]))
+    noise = np.where(np.arange(heads[2]) == best[..., None], 0.1, 1.0)[..., None]
+    estimates = source[..., None, :] + noise * rng.normal(size=(frames, *heads, samples))
+    g = Gram(
+        (source**2).sum(-1),
+        (source[..., None, :] * estimates).sum(-1),
+        estimates @ np.swapaxes(estimates, -1, -2),
+    )
+    features = rng.normal(size=(frames, 4)).astype(np.float32)
+    if informative:
+        features = np.eye(heads[2])[best].reshape(frames, -1).astype(np.float32)
+    return TrainingSet(features, g, np.sort(rng.permutation(np.arange(frames) % 5)))
+
+
+def tiny(**settings):
+    descent = {"batch_size": 16, "max_epochs": 4, "rate": 0.05}
+    descent |= {name: settings.pop(name) for name in list(settings) if name in Training.__dataclass_fields__}
+    return NetworkConfig(**{"hidden": (8,), **settings}, training=Training(**descent))
+
+
+def softmax(logits):
+    e = np.exp(logits - logits.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
+
+
+# Costs -------------------------------------------------------------------------------------------------------------
+
+
+class TestCosts:
+    @pytest.fixture(autouse=True)
+    def prepare(self, x64):
+        self.data = draw(0, 6, (2, 3, 4))
+        rng = np.random.default_rng(1)
+        self.logits = rng.normal(size=(6, 2, 3, 4))
+        self.floor = np.full((6, 2), 1e-3)
+        self.mask = np.array([1.0, 1, 0, 1, 1, 0])
+        self.oracle = oracle_weights(self.data.gram)
+        assert (self.oracle == 0).any()
+
+    def costs(self):
+        oracle, floor, mask = map(jnp.asarray, (self.oracle, self.floor, self.mask))
+        g = network_costs.around_reference(self.data.gram)
+        return {
+            "omse": lambda w: network_costs.omse(w, oracle),
+            "ce": lambda w: network_costs.cross_entropy(w, oracle),
+            "smse": lambda w: network_costs.smse(w, g),
+            "sdr": lambda w: network_costs.frame_sdr(w, g, floor),
+            "pooled": lambda w: network_costs.pooled_sdr(w, g, floor, mask),
+        }
+
+    def plain(self):
+        """The same numbers by loops over [JVR16] eqs. 23-26."""
+        w, g = softmax(self.logits), self.data.gram
+        out = {name: np.zeros(6) for name in ("omse", "ce", "smse", "sdr")}
+        pooled = np.zeros(2)
+        for n in range(6):
+            for j in range(2):
+                error = 0.0
+                for b in range(3):
+                    a, o = w[n, j, b], self.oracle[n, j, b]
+                    out["omse"][n] += sum((o[m] - a[m]) ** 2 for m in range(4)) / 6
+                    out["ce"][n] -= sum(o[m] * np.log(a[m] / o[m]) for m in range(4) if o[m] > 0) / 6
+                    error += g.energy[n, j, b] + a @ g.gram[n, j, b] @ a - 2 * g.cross[n, j, b] @ a
+                out["smse"][n] += error / 2
+                out["sdr"][n] += 10 * np.log10(error + self.floor[n, j]) / 2
+                pooled[j] += self.mask[n] * (error + self.floor[n, j])
+        return out | {"pooled": np.mean(10 * np.log10(pooled))}
+
+    @pytest.mark.parametrize("name", ["omse", "ce", "smse", "sdr", "pooled"])
+    def test_against_plain_formulas_and_finite_differences(self, name):
+        def cost(logits):
+            return self.costs()[name](jax.nn.log_softmax(logits))
+
+        np.testing.assert_allclose(cost(jnp.asarray(self.logits)), self.plain()[name], rtol=1e-9)
+        gradient = jax.grad(lambda z: cost(z).sum())(jnp.asarray(self.logits))
+        rng = np.random.default_rng(2)
+        for _ in range(4):
+            step = rng.normal(size=self.logits.shape)
+            up, down = (float(cost(jnp.asarray(self.logits + s * 1e-5 * step)).sum()) for s in (1, -1))
+            assert float((gradient * step).sum()) == pytest.approx((up - down) / 2e-5, rel=1e-5, abs=1e-7)
+
+    def test_zero_log_zero_silence_and_perfection_are_finite(self):
+        oracle = jnp.asarray([[[1.0, 0.0, 0.0]]])
+        certain = jnp.log(jnp.asarray([[[1.0, 0.0, 0.0]]]))  # -inf where the oracle is 0
+        assert float(network_costs.cross_entropy(certain, oracle)) == 0.0
+        zero = Gram(np.zeros((1, 1)), np.zeros((1, 1, 3)), np.zeros((1, 1, 3, 3)))
+        for function in (
+            lambda z: network_costs.cross_entropy(jax.nn.log_softmax(z), oracle).sum(),
+            lambda z: network_costs.frame_sdr(jax.nn.log_softmax(z), zero, jnp.full(1, 1e-6)).sum(),
+        ):
+            value, gradient = jax.value_and_grad(function)(jnp.zeros((1, 1, 3)))
+            assert np.isfinite(value) and np.isfinite(gradient).all()
+
+    def test_errors_survive_single_precision(self):
+        rng = np.random.default_rng(0)
+        source = rng.normal(size=1000)
+        estimates = source + 1e-4 * rng.normal(size=(3, 1000))
+        g = Gram(np.asarray(np.sum(source**2)), estimates @ source, estimates @ estimates.T)
+        weights = np.array([0.2, 0.3, 0.5])
+        expected = np.sum((source - weights @ estimates) ** 2)
+        moved = jax.tree.map(lambda x: x.astype(np.float32), network_costs.around_reference(g))
+        assert squared_error(weights.astype(np.float32), moved) == pytest.approx(expected, rel=1e-4)
+
+
+# The rate rule and the descent -------------------------------------------------------------------------------------
+
+
+def test_rate_rule_follows_a_trace_computed_by_hand():
+    rule = RateRule(increase=2.0, decrease=0.5, failures=3, patience=1)
+    state = rule.start(1.0, 10.0)
+    trace = [
+        # score, rate, best, failures, reversions, event
+        (8.0, 2.0, 8.0, 0, 0, "best"),
+        (9.0, 1.0, 8.0, 1, 0, "worse"),
+        (8.5, 2.0, 8.0, 2, 0, "worse"),  # better than the epoch before, though not the best
+        (7.0, 4.0, 7.0, 0, 0, "best"),
+        (7.0, 2.0, 7.0, 1, 0, "worse"),  # equal is not better
+        (7.5, 1.0, 7.0, 2, 0, "worse"),
+        (7.6, 0.5, 7.0, 0, 1, "reverted"),
+        (7.2, 0.25, 7.0, 1, 1, "worse"),  # compared with the score gone back to
+        (6.0, 0.5, 6.0, 0, 1, "best"),
+        (np.nan, 0.25, 6.0, 1, 1, "stopped"),  # would be the second reversion
+    ]
+    for score, *expected in trace:
+        state = rule.update(state, score)
+        assert [state.rate, state.best, state.failures, state.reversions, state.event] == expected
+    assert rule.update(rule.start(1.0, 5.0), np.nan).event == "reverted"
+    assert rule.start(1.0, np.nan).best == np.inf
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+def test_nesterov_steps_are_those_of_the_formula(decay):
+    """v = mu v + g, p = p - rate (g + mu v), two epochs of one mini-batch each."""
+    target = np.array([[1.0, -2.0], [0.5, 3.0]], np.float32)
+    settings = Training(
+        batch_size=4, max_epochs=2, rate=0.1, momentum=0.8, weight_decay=decay, rule=RateRule(increase=1, decrease=1)
+    )
+
+    def loss(p, batch, mask, key):
+        return (((p - target) ** 2).sum(axis=(-2, -1)) * mask).sum() / mask.sum() + 0 * batch.sum()
+
+    scores = iter([3.0, 2.0, 1.0])
+    found, history, best = _training.minimise(
+        KEY, np.zeros((2, 2), np.float32), np.zeros((3, 1), np.float32), loss, lambda p: next(scores), settings
+    )
+    p, v = np.zeros((2, 2)), np.zeros((2, 2))
+    for _ in range(2):
+        g = 2 * (p - target) + decay * p
+        v = 0.8 * v + g
+        p = p - 0.1 * (g + 0.8 * v)
+    np.testing.assert_allclose(found, p, rtol=1e-6)
+    assert best == 1.0 and history.cost[0] == pytest.approx(np.sum(target**2))
+
+
+def test_every_example_counts_once_an_epoch():
+    seen = []
+
+    def loss(p, batch, mask, key):
+        jax.debug.callback(lambda b, m: seen.extend(b[m > 0].tolist()), batch, mask, ordered=True)
+        return (p * batch * mask).sum() / mask.sum()
+
+    settings = Training(batch_size=4, max_epochs=2, rate=0.1)
+    _, history, _ = _training.minimise(
+        KEY, np.float32(0.0), np.arange(10, dtype=np.float32), loss, lambda p: float(p), settings
+    )
+    jax.effects_barrier()
+    assert sorted(seen[:10]) == sorted(seen[10:]) == list(range(10)) and seen[:10] != seen[10:]
+    assert len(history.rate) == 2
+
+
+def test_a_reversion_goes_back_to_the_best_parameters():
+    scores = iter([5.0, 1.0, 2.0, 3.0, 0.5])
+    starts = []
+
+    def score(p):
+        starts.append(float(p))
+        return next(scores)
+
+    settings = Training(batch_size=1, max_epochs=4, rate=1.0, momentum=0.0, rule=RateRule(1.0, 1.0, 2, 3))
+    _, history, _ = _training.minimise(
+        KEY, np.float32(0.0), np.zeros(1, np.float32), lambda p, b, m, k: p, score, settings
+    )
+    # Each epoch goes down by one; after the third, back to where the first had ended, and on from there.
+    assert starts == [0.0, -1.0, -2.0, -3.0, -2.0]
+    assert [_training.EVENTS[e] for e in history.event] == ["best", "worse", "reverted", "best"]
+
+
+def test_a_descent_that_never_has_a_finite_score_says_so():
+    with pytest.raises(ValueError, match="never finite"):
+        _training.minimise(
+            KEY,
+            np.float32(0.0),
+            np.zeros(1, np.float32),
+            lambda p, b, m, k: p,
+            lambda p: np.nan,
+            Training(max_epochs=9),
+        )
+
+
+# The network -------------------------------------------------------------------------------------------------------
+
+
+def test_the_untrained_network_returns_the_initial_weights():
+    start = np.array([[[0.5, 0.3, 0.2]], [[0.1, 0.1, 0.8]]])
+    network = FusionNetwork(KEY, 4, (6, 5), (2, 1, 3), start)
+    weights = frame_weights(network, np.random.default_rng(0).normal(size=(7, 4)).astype(np.float32))
+    assert weights.shape == (7, 2, 1, 3) and weights.dtype == np.float32
+    np.testing.assert_allclose(weights, np.broadcast_to(start, weights.shape), rtol=1e-5)
+    assert network.num_features == 4 and network.hidden == (6, 5)
+    deeper = network.deeper(jax.random.key(9), 4)
+    assert deeper.hidden == (6, 5, 4) and same(deeper.layers[:2], network.layers)
+    with pytest.raises(ValueError, match="positive"):
+        FusionNetwork(KEY, 4, (0,), (1, 1, 3))
+    with pytest.raises(ValueError, match="no shares"):
+        FusionNetwork(KEY, 4, (2,), (1, 1, 2), np.array([-1.0, 2.0]))
+
+
+def test_the_network_is_the_product_of_its_matrices():
+    rng = np.random.default_rng(0)
+    network = FusionNetwork(KEY, 4, (6,), (1, 2, 3))
+    network = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape), jnp.float32), network)
+    x = rng.normal(size=(5, 4)).astype(np.float32)
+    hidden = np.maximum(x @ network.layers[0].weight.T + network.layers[0].bias, 0)
+    expected = softmax((hidden @ network.output.weight.T + network.output.bias).reshape(5, 1, 2, 3))
+    np.testing.assert_allclose(frame_weights(network, x), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("cost", ["omse", "ce", "smse", "sdr", "batch_sdr", "utterance_sdr"])
+def test_every_cost_learns_which_estimate_is_best(cost):
+    examples, held_out = draw(0, 400, informative=True), draw(1, 100, informative=True)
+    unit = "recordings" if cost == "utterance_sdr" else "frames"
+    config = tiny(cost=cost, unit=unit, batch_size=16 if unit == "frames" else 2, max_epochs=12, optimiser="adam")
+    trained = train(KEY, examples, held_out, config=config)
+    untrained = evaluate(FusionNetwork(KEY, 3, (), (1, 1, 3)), held_out).mean()
+    best = 10 * np.log10(held_out.gram.energy.sum() / squared_error(oracle_weights(held_out.gram), held_out.gram).sum())
+    assert trained.score == pytest.approx(np.nanmean(evaluate(trained.network, held_out)), abs=1e-4)
+    assert trained.score > untrained + 0.7 * (best - untrained)
+
+
+def test_mini_batches_of_recordings_have_the_mean_cost_of_their_frames():
+    from bayesfuse.neural import _batches, _Loss
+
+    examples = draw(0, 37)
+    network = FusionNetwork(KEY, 4, (5,), (1, 1, 3), np.array([0.6, 0.3, 0.1]))
+    for cost in ("omse", "ce", "sdr", "batch_sdr"):
+        values = []
+        for unit in ("frames", "recordings"):
+            config = NetworkConfig((5,), cost=cost, unit=unit)
+            batch = jax.tree.map(jnp.asarray, _batches(examples, config))
+            values.append(float(_Loss(config)(network, batch, jnp.ones(len(batch.mask)), KEY)))
+        assert values[1] == pytest.approx(values[0], rel=1e-5)
+    config = NetworkConfig((5,), cost="utterance_sdr", unit="recordings")
+    found = _Loss(config)(network, jax.tree.map(jnp.asarray, _batches(examples, config)), jnp.ones(5), KEY)
+    # Its SDRs are those of `evaluate`, up to the energies and the floor.
+    energies = np.bincount(examples.recording, examples.gram.energy[:, 0, 0]) / examples.gram.energy.mean()
+    assert float(found) == pytest.approx(
+        np.mean(10 * np.log10(energies)) - evaluate(network, examples).mean(), abs=1e-3
+    )
+
+
+def test_scores_are_signal_to_distortion_ratios_of_recordings():
+    examples = draw(2, 40, (2, 3, 4))
+    examples.gram.energy[examples.recording == 1, 1] = 0.0  # a silent source has none
+    network = FusionNetwork(KEY, 4, (), (2, 3, 4))
+    errors = squared_error(np.full(4, 0.25), examples.gram).sum(-1)
+    found = evaluate(network, examples)
+    for r in range(5):
+        for j in range(2):
+            rows = examples.recording == r
+            if (r, j) == (1, 1):
+                assert np.isnan(found[r, j])
+            else:
+                expected = 10 * np.log10(examples.gram.energy[rows, j].sum() / errors[rows, j].sum())
+                assert found[r, j] == pytest.approx(expected, abs=1e-4)
+
+
+def test_training_is_reproducible_from_its_key_and_switches_change_it():
+    examples, held_out = draw(0, 100, informative=True), draw(1, 50, informative=True)
+
+    def leaves(key, **settings):
+        return np.concatenate(
+            [np.ravel(x) for x in jax.tree.leaves(train(key, examples, held_out, config=tiny(**settings)).network)]
+        )
+
+    plain = leaves(KEY)
+    np.testing.assert_array_equal(plain, leaves(KEY))
+    assert not np.array_equal(plain, leaves(jax.random.key(4)))
+    for switch in ({"dropout": 0.5}, {"input_noise": 0.5, "weight_decay": 0.1}):
+        assert not np.array_equal(plain, leaves(KEY, **switch)), switch
+
+
+def test_deeper_networks_are_grown_layer_by_layer(tmp_path):
+    examples, held_out = draw(0, 100, informative=True), draw(1, 50, informative=True)
+    config = tiny(hidden=(6, 5), pretrain_epochs=2, max_epochs=3)
+    path = tmp_path / "run.nc"
+    trained = train(KEY, examples, held_out, config=config, checkpoint=path)
+    assert trained.network.hidden == (6, 5) and len(trained.history.rate) == 5
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["run-depth1.nc", "run.nc"]
+
+
+# Interruptions -----------------------------------------------------------------------------------------------------
+
+
+def same(a, b):
+    return all(np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+
+
+def test_an_interrupted_training_goes_on_to_the_same_bits(tmp_path, monkeypatch):
+    examples, held_out = draw(0, 100), draw(1, 50)
+    config = tiny(max_epochs=7, dropout=0.2, rule=RateRule(failures=1))
+    whole = train(KEY, examples, held_out, config=config)
+    path, original, count = tmp_path / "run.nc", _training._write, iter(range(100))
+
+    def write(*arguments):
+        if next(count) in (2, 4):
+            raise KeyboardInterrupt
+        original(*arguments)
+
+    monkeypatch.setattr(_training, "_write", write)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            train(KEY, examples, held_out, config=config, checkpoint=path)
+    resumed = train(KEY, examples, held_out, config=config, checkpoint=path)
+    assert same(resumed, whole) and list(tmp_path.iterdir()) == [path]
+    # Done is done: nothing is computed again.
+    monkeypatch.setattr(_training, "_advance", None)
+    assert same(train(KEY, examples, held_out, config=config, checkpoint=path), whole)
+
+
+def test_a_checkpoint_of_another_training_or_a_damaged_one_is_refused(tmp_path):
+    examples, held_out = draw(0, 100), draw(1, 50)
+    path = tmp_path / "run.nc"
+    train(KEY, examples, held_out, config=tiny(), checkpoint=path)
+    for arguments in (
+        (jax.random.key(4), examples, held_out, tiny()),
+        (KEY, draw(5, 100), held_out, tiny()),
+        (KEY, examples, held_out, tiny(dropout=0.1)),
+    ):
+        with pytest.raises(ValueError, match="of another training"):
+            train(*arguments[:3], config=arguments[3], checkpoint=path)
+    path.write_bytes(path.read_bytes()[:2000])
+    with pytest.raises(ValueError, match="cannot be read"):
+        train(KEY, examples, held_out, config=tiny(), checkpoint=path)
+    with pytest.raises(ValueError, match="no folder"):
+        train(KEY, examples, held_out, config=tiny(), checkpoint=tmp_path / "none" / "run.nc")
+
+
+def test_a_killed_training_loses_nothing(tmp_path):
+    """`kill -9` in the middle, then the same call again: the result of an uninterrupted run, to the bit."""
+    program = """
+import sys, jax
+sys.path.insert(0, "tests")
+from test_neural import KEY, draw, tiny, train
+train(KEY, draw(0, 100), draw(1, 50), config=tiny(max_epochs=int(sys.argv[2])), checkpoint=sys.argv[1])
+"""
+    path = tmp_path / "run.nc"
+    epochs = 100_000
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")])}
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, str(path), str(epochs)],
+        cwd=REPOSITORY,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    for _ in range(1200):
+        if path.exists():
+            break
+        assert process.poll() is None
+        time.sleep(0.1)
+    time.sleep(0.3)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    before = _training._arrays.read(path, "bayesfuse training checkpoint")[0]["history"]
+    epoch = len(before["rate"])
+    assert 0 < epoch < epochs
+    # The epochs that were saved are those of a run that nobody killed.
+    whole = train(KEY, draw(0, 100), draw(1, 50), config=tiny(max_epochs=epoch))
+    np.testing.assert_array_equal(whole.history.score, before["score"])
+
+
+# Training sets -----------------------------------------------------------------------------------------------------
+
+
+def test_training_sets_round_trip(tmp_path):
+    examples = draw(0, 30, (2, 3, 4))
+    examples.save(tmp_path / "frames.nc")
+    again = TrainingSet.load(tmp_path / "frames.nc")
+    assert same(again, examples) and again.heads == (2, 3, 4) and again.num_recordings == 5
+    with pytest.raises(FileNotFoundError):
+        TrainingSet.load(tmp_path / "other.nc")
+    with pytest.raises(ValueError, match="does not hold"):
+        _training._arrays.read(tmp_path / "frames.nc", "something else")
+
+
+def test_training_sets_that_do_not_fit_are_refused():
+    examples = draw(0, 30)
+    with pytest.raises(Exception, match=r"same frames|Type-check"):
+        TrainingSet(examples.features[1:], examples.gram, examples.recording)
+    with pytest.raises(ValueError, match="numbered from 0"):
+        TrainingSet(examples.features, examples.gram, examples.recording + 1)
+    with pytest.raises(ValueError, match="features with NaN"):
+        TrainingSet(examples.features * np.float32(np.nan), examples.gram, examples.recording)
+    with pytest.raises(ValueError, match="both must be of the same"):
+        train(KEY, examples, draw(1, 30, (1, 1, 4)))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda: NetworkConfig(cost="mse"),
+        lambda: NetworkConfig(cost="utterance_sdr"),
+        lambda: NetworkConfig(dropout=1.0),
+        lambda: Training(optimiser="sgd"),
+        lambda: Training(batch_size=0),
+        lambda: RateRule(increase=0.5),
+    ],
+)
+def test_settings_out_of_range_are_refused(wrong):
+    with pytest.raises(Exception, match=r"NetworkConfig|Training|RateRule|did not match|type"):
+        wrong()
+
+
+def test_silent_perfect_equal_and_single_estimates_train():
+    examples = draw(0, 60)
+    g = examples.gram
+    for fields in (g.energy, g.cross, g.gram):
+        fields[:10] = 0.0  # silence
+    g.cross[10:20] = g.energy[10:20, ..., None]  # estimates equal to the reference
+    g.gram[10:20] = g.energy[10:20, ..., None, None]
+    for cost in ("ce", "sdr"):
+        trained = train(KEY, examples, examples, config=tiny(cost=cost, max_epochs=2))
+        assert np.isfinite(trained.score) and trained.history.event[-1] < 2
+    one = Gram(g.energy, g.cross[..., :1], g.gram[..., :1, :1])
+    single = TrainingSet(examples.features, one, examples.recording)
+    trained = train(KEY, single, single, config=tiny(max_epochs=2))
+    np.testing.assert_array_equal(frame_weights(trained.network, single.features), 1.0)
