@@ -32,7 +32,19 @@ ORDERS = single.ORDERS
 MODELS = (*(f"VB-NMF {k}" for k in ORDERS), *(f"ML-NMF {k}" for k in ORDERS))
 BANDS = 32
 # What the files depend on: rules are changed and tried again on the same separations.
-CODE = ("dictionary", "estimates", "gig", "inference", "nmf", "separators", "special", "transforms", "vbnmf", "wiener")
+CODE = (
+    "dictionary",
+    "estimates",
+    "gig",
+    "inference",
+    "nmf",
+    "separators.ml_nmf",
+    "separators.vb_nmf",
+    "special",
+    "transforms",
+    "vbnmf",
+    "wiener",
+)
 MARGIN = 2  # frames kept before and after the utterance
 
 

@@ -32,16 +32,16 @@ import _common as common
 import jax
 import numpy as np
 from _separations import BANDS, MODELS, ORDERS, Item, Separations
-from bayesfuse._training import Training
-from bayesfuse.bayesian import learn_vb
-from bayesfuse.static import static_weights
 
 from bayesfuse import features, metrics, neural, stacking
 from bayesfuse._compile_cache import compile_cache
+from bayesfuse._training import Training
+from bayesfuse.bayesian import learn_vb
 from bayesfuse.datasets import MiniChime
 from bayesfuse.fusion import best_weights, mean_weights, select_weights
 from bayesfuse.gram import Bands, Gram, gram, sdr
 from bayesfuse.simplex_qp import oracle_weights
+from bayesfuse.static import static_weights
 from bayesfuse.transforms import QERB, STFT
 from bayesfuse.weighted_sum import fuse
 

@@ -12,18 +12,36 @@ PACKAGE = Path(__file__).resolve().parent.parent / "bayesfuse"
 # From the bottom to the top. Names are relative to the package, with shell patterns; the first match counts.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("_*",),
-    ("special", "transforms", "audio", "wiener", "nmf", "dictionary", "metrics", "fusion"),
-    ("gig", "distributions", "neural"),
+    ("special", "transforms", "audio", "alignment", "tracks", "wiener", "nmf", "dictionary")
+    + ("metrics", "bss_eval", "scores", "comparison"),
+    ("grams", "simplex_qp", "weighted_sum", "masks", "objectives", "fusion", "static", "bayesian", "bayesian_problem")
+    + ("rules", "stacking", "cross_validation", "ladder"),
+    ("gig", "distributions", "features", "network_costs", "neural", "network_rule", "mask_networks"),
     ("vbnmf*", "inference", "estimates", "vb_dictionary", "model", "evidence"),
     ("separators", "separators.*"),
     ("datasets", "sources", "results"),
+    ("sanity", "examples", "folder_*", "learned_rules", "fusing", "training", "evaluating"),
     ("experiments", "plots", "separation"),
     ("",),  # the package itself: the public names
-    ("cli", "demo", "__main__"),
+    ("cli*", "demo", "__main__"),
 )
 
 # Fusion knows arrays only: any separator can be fused, and no module about models may leak into the rules.
-FORBIDDEN = {"fusion": ("nmf", "dictionary", "wiener", "metrics", "audio")}
+MODELS = ("nmf", "dictionary", "wiener", "audio", "alignment", "tracks", "bss_eval", "scores", "comparison")
+FORBIDDEN = {
+    name: MODELS
+    for name in (
+        "grams",
+        "simplex_qp",
+        "weighted_sum",
+        "objectives",
+        "fusion",
+        "static",
+        "bayesian",
+        "rules",
+        "stacking",
+    )
+}
 
 
 def module_name(path: Path, package: Path) -> str:
