@@ -6,7 +6,7 @@
 (o) oracle weights, 7 estimates, vs a loop of scipy.optimize SLSQP with analytic gradient
 (q) oracle weights, 7 estimates, vs qpax, vmapped and compiled (skipped where it is not installed)
 (s) 100,000 frames of 32 estimates in one call
-(t) peak memory of the oracles per frame, and per frame and band, on two hours of audio, from files to files
+(t) peak memory (Linux) of the oracles per frame, and per frame and band, on two hours of audio, from files to files
 
 The frames are those of a noisy source with estimates of different quality. SLSQP is timed on some of them and its
 time extrapolated linearly. Competing calls alternate; the reported ratio is that of the medians.
@@ -128,7 +128,7 @@ def many_estimates(size: Size, repeats: int) -> list[Row]:
 
 
 _LONG = """
-import json, resource, sys, tempfile, time
+import json, re, sys, tempfile, time
 from pathlib import Path
 import numpy as np, soundfile
 from bayesfuse import audio
@@ -136,7 +136,8 @@ from bayesfuse.fusion import Bands, fuse_blocks, grams_of_blocks, oracle_weights
 from bayesfuse.transforms import STFT
 seconds, models, banded = float(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "banded"
 rate, block = 16000, 1 << 19
-peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+# Not getrusage, whose peak is inherited from the process that started this one.
+peak = lambda: int(re.search(r"VmHWM:\\s*(\\d+) kB", Path("/proc/self/status").read_text())[1]) / 2**20
 rng = np.random.default_rng(0)
 transform, bands = STFT(), Bands(rate) if banded else None
 with tempfile.TemporaryDirectory() as folder:
