@@ -50,8 +50,8 @@ def static_weights(
     constraint
         Weights on the simplex, not below zero, or free. An `Objective` asks for the simplex.
     ridge
-        Strength >= 0 of a pull towards the mean: ridge times the mean energy of the estimates times |a - 1/M|^2 is added
-        to the squared error of every example. It does not depend on the scale of the audio.
+        Strength >= 0 of a pull towards the mean: ridge times the mean energy of the estimates times |a - 1/M|^2 is
+        added to the squared error of every example. It does not depend on the scale of the audio.
     shared
         The leading axes are examples, too: the same weights for all sources.
     starts
