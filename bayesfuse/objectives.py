@@ -335,7 +335,7 @@ def training_loss(
     parts = _extended(loss, g) if isinstance(loss, Objective) else None
     if parts is not None:
         forms += as_double(parts).forms()
-    stacked = np.stack([np.moveaxis(form, (-2, -1), (0, 1)) for form in forms])
+    stacked = np.stack([np.moveaxis(np.asarray(form), (-2, -1), (0, 1)) for form in forms])
     count = energy.shape[0]
     share = {"mse": 1.0 / (energy * present).sum(), "frame-sdr": 1.0 / present.sum()}.get(str(loss), 1.0 / count)
     return TrainingLoss(stacked * present, energy * present, present, np.full(count, share), loss)

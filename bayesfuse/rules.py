@@ -323,7 +323,8 @@ def _in_order(rule: Rule, separators: tuple[str, ...], path: Any) -> Rule:
         unknown = [name for name in separators if name not in rule.separators]
         raise ValueError(
             f"{path} was learned for the separators {list(rule.separators)}, but is to be applied to "
-            f"{list(separators)}: {missing} are missing and {unknown} are unknown to it. Learn a rule for these, or give those estimates."
+            f"{list(separators)}: {missing} are missing and {unknown} are unknown to it. "
+            "Learn a rule for these, or give those estimates."
         )
     index = [rule.separators.index(name) for name in separators]
     if isinstance(rule, StaticRule):

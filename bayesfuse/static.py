@@ -99,7 +99,7 @@ def _learn(g: Any, loss: Loss, constraint: Constraint, ridge: float, starts: int
     exact = least_squares(target.sum(), constraint)
     if loss == "mse":
         return exact
-    error = np.moveaxis(error_form(target, affine=affine), 0, -1)
+    error = np.moveaxis(np.asarray(error_form(target, affine=affine)), 0, -1)
     criterion = eqx.tree_at(lambda c: c.forms, criterion, np.concatenate([error[None], criterion.forms[1:]]))
     even = jax.tree.map(lambda field: field / target.energy.reshape(-1, *[1] * (field.ndim - 1)), target)
     mean = np.full(exact.size, 1.0 / exact.size)

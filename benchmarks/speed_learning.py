@@ -4,9 +4,9 @@
     python benchmarks/speed_learning.py --models 7,14     # numbers of models
     python benchmarks/speed_learning.py --utterances 100 --repeats 1
 
-The corpus is drawn: estimates with a common error and errors of their own whose level changes every ten frames, and free
-energies that know these levels up to noise and a bias per model. Learning sees scalar products only, so that its time
-depends on the numbers of utterances, frames and models, and not on the audio behind them.
+The corpus is drawn: estimates with a common error and errors of their own whose level changes every ten frames, and
+free energies that know these levels up to noise and a bias per model. Learning sees scalar products only, so that its
+time depends on the numbers of utterances, frames and models, and not on the audio behind them.
 """
 
 import argparse
