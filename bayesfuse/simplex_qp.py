@@ -36,7 +36,7 @@ from jaxtyping import Array, Bool, Float
 
 from bayesfuse._checks import check_finite, check_models
 from bayesfuse._simplex import namespace
-from bayesfuse.gram import Gram
+from bayesfuse.grams import Gram
 
 AnyArray = np.ndarray | Array
 
@@ -83,20 +83,21 @@ def oracle_weights(g: Gram) -> Float[AnyArray, "*batch model"]:
 
 
 def minimise_on_simplex(
-    gram: Float[np.ndarray, "*batch model model"],
-    cross: Float[np.ndarray, "*batch model"],
-    energy: Float[np.ndarray, "*batch"] | None = None,
-) -> Float[np.ndarray, "*batch model"]:
+    gram: Float[np.ndarray, "... model model"],
+    cross: Float[np.ndarray, "..."],
+    energy: Float[np.ndarray, "..."] | None = None,
+) -> Float[np.ndarray, "..."]:
     """The minimiser of a' G a - 2 a' d over the simplex, as `oracle_weights`, from bare arrays.
 
     Parameters
     ----------
     gram
-        G, positive semidefinite up to rounding.
+        G [..., model, model], positive semidefinite up to rounding.
     cross
-        d, in the range of G, as scalar products with a common reference are.
+        d [..., model], in the range of G, as scalar products with a common reference are.
     energy
-        c >= d' G^+ d, the energy of the reference. By default that bound itself: the minimiser does not depend on c.
+        c [...], the energy of the reference, at least d' G^+ d. By default that bound: the minimiser does not
+        depend on c.
 
     Raises
     ------
