@@ -17,7 +17,7 @@ from jaxtyping import Float
 from bayesfuse._precision import precision
 from bayesfuse._search import descend, distinct
 from bayesfuse.bayesian_problem import Form, Problem, Scaled
-from bayesfuse.gram import Gram
+from bayesfuse.grams import Gram
 from bayesfuse.objectives import ExtendedGram, Loss, TrainingLoss, as_double, training_loss
 from bayesfuse.rules import VBRule
 from bayesfuse.static import static_weights

@@ -23,7 +23,7 @@ from jaxtyping import Array, Float
 
 from bayesfuse._checks import check_finite
 from bayesfuse._simplex import namespace
-from bayesfuse.gram import Gram, gram, sdr
+from bayesfuse.grams import Gram, gram, sdr
 
 AnyArray = np.ndarray | Array
 

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from scipy.optimize import minimize, nnls
 
 from bayesfuse._precision import precision
-from bayesfuse.gram import Gram
+from bayesfuse.grams import Gram
 from bayesfuse.objectives import ExtendedGram, Loss, TrainingLoss, as_double, error_form, training_loss
 from bayesfuse.simplex_qp import oracle_weights
 
