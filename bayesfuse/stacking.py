@@ -66,7 +66,8 @@ def stacking_weights(
         if not running.size:
             return weights.reshape(*batch, models)
         curvature = ratio @ np.swapaxes(ratio, -1, -2) / frames
-        newton = np.asarray(minimise_on_simplex(curvature, (curvature @ a[..., None])[..., 0] + gradient))
+        # Here mean_n r_mn r_m'n a_m' = mean_n r_mn: the Newton step is the least-squares fit of 2 by the ratios r.
+        newton = minimise_on_simplex(curvature, 2.0 * gradient, np.full(len(running), 4.0))
         weights[running] = _shortened(part, a, newton, gradient)
     raise ValueError(
         f"stacking_weights did not converge within {max_iters} steps in {running.size} of {density.shape[0]} problems; "
