@@ -17,15 +17,15 @@ from jaxtyping import Float
 from bayesfuse._precision import precision
 from bayesfuse._search import descend, distinct
 from bayesfuse.bayesian_problem import Form, Problem, Scaled
-from bayesfuse.gram import Gram
+from bayesfuse.grams import Gram
 from bayesfuse.objectives import ExtendedGram, Loss, TrainingLoss, as_double, training_loss
 from bayesfuse.rules import VBRule
 from bayesfuse.static import static_weights
 
 __all__ = ["VBReport", "VBRule", "learn_vb"]
 
-# Entries of the quadratic forms that are worked on at a time, so that what comes of them stays in the cache. If there are
-# more the search sees as many, of every few examples.
+# Entries of the quadratic forms that are worked on at a time, so that what comes of them stays in the cache. If there
+# are more the search sees as many, of every few examples.
 _BLOCK = 2_000_000
 # Descents of the first round: at least, and where they cost next to nothing.
 _STARTS = (16, 96)
@@ -95,8 +95,8 @@ def learn_vb(
 
     Descents with exact gradients go out from many points: every temperature from nearly static to nearly selection with
     the prior of static weights, a uniform one, one that levels the models' mean free energies, and random ones; then
-    from around the best. Static weights (beta = inf) and selection (beta = 0) are candidates themselves, so that the rule
-    is not worse than either on the training data.
+    from around the best. Static weights (beta = inf) and selection (beta = 0) are candidates themselves, so that the
+    rule is not worse than either on the training data.
 
     Each of `per_term`, `per_band` and `sticky` begins with the rule without it, and can only improve on it.
 
@@ -117,8 +117,8 @@ def learn_vb(
         Which frames are not padding, boolean [example, frame], for weights per frame; all by default. Padding is at the
         end.
     min_beta
-        Lower bound of the temperature in nats per frame; 0 for none. By default beta >= 1 in the unit of the paper: 1 per
-        frame, 1 / min(N) per signal. Selection, beta = 0, is a candidate in any case.
+        Lower bound of the temperature in nats per frame; 0 for none. By default beta >= 1 in the unit of the paper: 1
+        per frame, 1 / min(N) per signal. Selection, beta = 0, is a candidate in any case.
     per_term
         One temperature for each term of the free energy (data, dictionary, activations, noise), a departure.
     sticky
@@ -126,8 +126,8 @@ def learn_vb(
     per_band
         A prior and temperature of its own for every band, rather than the same for all.
     starts
-        Number of descents of the first round, at least 1 for each of twelve temperatures; by default 16, and up to 96 where
-        they cost next to nothing. The later rounds have about as many.
+        Number of descents of the first round, at least 1 for each of twelve temperatures; by default 16, and up to 96
+        where they cost next to nothing. The later rounds have about as many.
     seed
         Of the random starting points.
     separators, source
@@ -141,13 +141,13 @@ def learn_vb(
     Raises
     ------
     ValueError
-        If sizes do not match, a value is NaN or a free energy +inf, there is no example, settings do not go together, or
-        a true source is silent under a loss in dB.
+        If sizes do not match, a value is NaN or a free energy +inf, there is no example, settings do not go together,
+        or a true source is silent under a loss in dB.
 
     Notes
     -----
-    Departs from the source in the unit of beta, which is per frame and so serves signals of any duration. Where the forms
-    of all frames are many, the search uses every few examples, and its best minima are descended from on all.
+    Departs from the source in the unit of beta, which is per frame and so serves signals of any duration. Where the
+    forms of all frames are many, the search uses every few examples, and its best minima are descended from on all.
     """
     criterion = training_loss("learn_vb", g, loss, frames=frames)
     energy = _checked(free_energy, criterion, per_term)
@@ -232,7 +232,8 @@ def _checked(free_energy: Any, criterion: TrainingLoss, per_term: bool) -> np.nd
         )
     if not (values < np.inf).all():
         raise ValueError(
-            "learn_vb got a free energy that is NaN or +inf; leave out the models whose inference failed (-inf: weight 0)."
+            "learn_vb got a free energy that is NaN or +inf; leave out the models whose inference failed "
+            "(-inf: weight 0)."
         )
     return np.moveaxis(values, 2, 1)
 
@@ -309,8 +310,9 @@ class _Cost:
 
     def __call__(self, point: np.ndarray) -> tuple[float, np.ndarray]:
         parts = [_value_and_grad(point, block) for block in self.blocks]
-        value, grad = (sum(np.asarray(part) for part in side) for side in zip(*parts, strict=True))
-        return self.factor * float(value), self.factor * grad
+        value = sum(float(part) for part, _ in parts)
+        grad = np.sum([np.asarray(part) for _, part in parts], axis=0)
+        return self.factor * value, self.factor * grad
 
     def weights(self, point: np.ndarray) -> np.ndarray:
         return np.concatenate([np.asarray(_weights(point, block)) for block in self.blocks], axis=1)
@@ -332,7 +334,8 @@ def _starts(total: Scaled, static: np.ndarray, upper: float, rng: np.random.Gene
     log_static = np.log(np.maximum(static, 1e-3))
     points = []
     for cold in np.geomspace(0.02, max(np.sinh(upper), 0.03), 12):
-        # Priors of equal weights on average, of equal prior, of static weights either way, random ones, and those without some models.
+        # Priors of equal weights on average, of equal prior, of static weights either way, random ones, and those
+        # without some models.
         priors = [np.zeros_like(static), cold * centre, log_static, log_static + cold * centre]
         priors += [scale * rng.normal(size=static.size) for scale in (1.5, 1.5, 1.5 + cold, 1.5 + cold)]
         priors += [prior - 4.0 * (1.0 + cold) * (rng.random(static.size) < 0.4) for prior in priors[-4:]]

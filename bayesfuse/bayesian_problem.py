@@ -28,7 +28,8 @@ _COLDEST = 1e4
 
 
 class Scaled(NamedTuple):
-    """Free energies per frame, less their mean over the models and their mean over the training data, over their spread.
+    """Free energies per frame, less their mean over the models and their mean over the training data, over their
+    spread.
 
     Then theta and the inverse temperatures in the logits theta + sum_k cold_k x_k hardly trade off against each other.
     """
@@ -98,7 +99,7 @@ class Form(NamedTuple):
             coldest = np.arcsinh(np.minimum(spread / min_beta, _COLDEST))
         upper = self.join(np.full((self.models, 1), _LOGIT), coldest[:, None], _STICKIEST)
         lower = self.join(np.full((self.models, 1), -_LOGIT), np.zeros((self.terms, 1)), -_STICKIEST)
-        return Bounds(lower, upper)
+        return Bounds(lower, upper)  # pyright: ignore[reportArgumentType]  (typed as numbers)
 
     def values(self, parameters: np.ndarray, scaled: Scaled) -> tuple[np.ndarray, np.ndarray, float]:
         """log pi [model, set], beta [term, set] and the stickiness."""

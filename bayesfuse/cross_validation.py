@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from scipy.stats import t as student
 
 from bayesfuse.bayesian import learn_vb
-from bayesfuse.gram import Gram, squared_error
+from bayesfuse.grams import Gram, squared_error
 from bayesfuse.objectives import ExtendedGram, as_double
 from bayesfuse.static import static_weights
 

@@ -1,9 +1,9 @@
 """What fusion weights are judged by: SDR, SIR, SAR and mixtures of them, and the losses that rules are trained with.
 
 All are functions of weights and of scalar products, never of audio, and differentiable in the weights. On the simplex
-the energies behind them are quadratic forms a' Q a of the weights: of the error, because s - sum_m a_m s_m is a weighted
-sum of the models' own errors (nothing cancels), and of the parts of the fused estimate that lie along the true source,
-along the other sources, and along none of them.
+the energies behind them are quadratic forms a' Q a of the weights: of the error, because s - sum_m a_m s_m is a
+weighted sum of the models' own errors (nothing cancels), and of the parts of the fused estimate that lie along the true
+source, along the other sources, and along none of them.
 
 References
 ----------
@@ -23,13 +23,14 @@ from jaxtyping import Array, Float
 
 from bayesfuse._checks import check_finite
 from bayesfuse._simplex import namespace
-from bayesfuse.gram import Gram, gram, sdr
+from bayesfuse.grams import Gram, gram, sdr
 
 AnyArray = np.ndarray | Array
 
-# A frame without error would count for infinitely many decibels: errors below this share of an utterance's mean frame
-# energy (-60 dB) hardly differ.
-_FRAME_FLOOR = 1e-6
+# What vanishes would count for infinitely many decibels, and a rule would be learned for the sake of one frame without
+# error, or of one example in which the interference happens to cancel: in what rules are trained with, errors of frames
+# and parts of the fused estimate below this share (-60 dB) of the mean frame or of the estimate hardly differ.
+_LEVEL_FLOOR = 1e-6
 _FLOOR = float(np.finfo(np.float64).eps)
 
 
@@ -58,8 +59,8 @@ class ExtendedGram(eqx.Module):
     def forms(self) -> "Forms":
         """The quadratic forms of the three parts of a fused estimate [VGF06], with gains constant over the signal.
 
-        Of linearly dependent or silent sources each direction counts once. In NumPy only the wanted source and the
-        first of equal ones decide what is called target; digits are lost only where the parts themselves are small.
+        Of linearly dependent or silent sources each direction counts once. What lies along the wanted source is target,
+        also where other sources resemble it.
         """
         xp = namespace(self.sources, self.cross, self.gram)
         energy = self.sources[..., 0, 0]
@@ -75,7 +76,8 @@ class ExtendedGram(eqx.Module):
 
 
 class Forms(NamedTuple):
-    """Quadratic forms whose value at weights a is the energy of a part of the fused estimate, [*batch, model, model]."""
+    """Quadratic forms whose value at weights a is the energy of a part of the fused estimate, [*batch, model,
+    model]."""
 
     target: Float[AnyArray, "*batch model model"]
     interference: Float[AnyArray, "*batch model model"]
@@ -128,7 +130,8 @@ class Objective(eqx.Module):
     """A mixture of ratios in dB, to be maximised: sdr * SDR + sir * SIR + sar * SAR ([JVR16] III.B and VIII).
 
     SDR is the global ratio of [JVR16] eq. 6. SIR and SAR are those of [VGF06] with constant gains: energy along the
-    true source over that along the other sources, and energy along all sources over the rest.
+    true source over that along the other sources, and energy along all sources over the rest, within about 60 dB: parts
+    below a millionth of the estimate's energy count as that.
 
     Attributes
     ----------
@@ -153,7 +156,7 @@ class Objective(eqx.Module):
         parts = _extended(self, g)
         value = self.sdr * sdr(weights, g.target if isinstance(g, ExtendedGram) else g)
         if parts is not None:
-            sir, sar = interference_ratios(weights, parts)
+            sir, sar = interference_ratios(weights, parts, floor=_LEVEL_FLOOR)
             value = value + self.sir * sir + self.sar * sar
         return value
 
@@ -171,11 +174,9 @@ def _extended(objective: Objective, g: Any) -> ExtendedGram | None:
 
 
 def interference_ratios(
-    weights: Float[AnyArray, "*#batch model"], g: ExtendedGram
+    weights: Float[AnyArray, "*#batch model"], g: ExtendedGram, *, floor: float = _FLOOR
 ) -> tuple[Float[AnyArray, "*batch"], Float[AnyArray, "*batch"]]:
     """SIR and SAR of the fused estimate in dB [VGF06], with gains that are constant over the signal.
-
-    Infinite where a part is nothing; parts below the rounding of the estimate's energy are taken as that rounding.
 
     Parameters
     ----------
@@ -183,11 +184,14 @@ def interference_ratios(
         Fusion weights, of any sign and sum; broadcast against the batch axes of `g`.
     g
         Scalar products with all sources.
+    floor
+        Parts below this share of the estimate's energy are taken as that share; by default its rounding. NaN for a
+        silent estimate.
     """
     xp = namespace(weights, g.gram)
     energy = [xp.einsum("...m,...mn,...n->...", weights, form, weights) for form in (*g.forms(), g.gram)]
-    floor = _FLOOR * energy.pop()
-    target, interference, artifacts = (xp.maximum(part, floor) for part in energy)
+    lowest = floor * energy.pop()
+    target, interference, artifacts = (xp.maximum(part, lowest) for part in energy)
     sir, sar = 10.0 * xp.log10(target / interference), 10.0 * xp.log10((target + interference) / artifacts)
     return xp.asarray(sir), xp.asarray(sar)
 
@@ -253,7 +257,7 @@ class TrainingLoss(eqx.Module):
             return (self.share * values[0].sum(axis=units)).sum()
         if self.loss == "frame-sdr":
             mean = self.energy.sum(axis=units, keepdims=True) / self.frames.sum(axis=units, keepdims=True)
-            level = 10.0 * jnp.log10(jnp.maximum(values[0], 0.0) / mean + _FRAME_FLOOR)
+            level = 10.0 * jnp.log10(jnp.maximum(values[0], 0.0) / mean + _LEVEL_FLOOR)
             return (self.share * (self.frames * level).sum(axis=units)).sum()
         parts = values.sum(axis=tuple(axis + 1 for axis in units))
         objective = Objective() if isinstance(self.loss, str) else self.loss
@@ -261,7 +265,7 @@ class TrainingLoss(eqx.Module):
         ratios = -objective.sdr * jnp.log10(relative)
         if parts.shape[0] > 1:
             total = parts[1] + parts[2] + parts[3]
-            target, interference, artifacts = (jnp.maximum(part, _FLOOR * total) for part in parts[1:])
+            target, interference, artifacts = (jnp.maximum(part, _LEVEL_FLOOR * total) for part in parts[1:])
             ratios = ratios + objective.sir * jnp.log10(target / interference)
             ratios = ratios + objective.sar * jnp.log10((target + interference) / artifacts)
         return -10.0 * (self.share * ratios).sum()
@@ -280,8 +284,8 @@ def training_loss(
     "mse" is the squared error of all examples over their energy ([JVR16] eqs. 11, 19), "sdr" the mean over the examples
     of the negative SDR in dB (eqs. 12, 20), with the errors of the frames and bands of an example added up,
     "frame-sdr" the mean over all frames of the level of the error in dB relative to the utterance's mean frame (eq. 20
-    summed over l and n, as eq. 21 has it; a floor at -60 dB keeps perfect frames finite), and an `Objective` its negative
-    mean over the examples.
+    summed over l and n, as eq. 21 has it; a floor at -60 dB keeps perfect frames finite), and an `Objective` its
+    negative mean over the examples.
 
     Parameters
     ----------
@@ -299,15 +303,16 @@ def training_loss(
     Raises
     ------
     ValueError
-        If `loss` is unknown, a value is not finite, there is no example, or a true source is silent where it must not be.
+        If `loss` is unknown, a value is not finite, there is no example, or a true source is silent where it must not
+        be.
     """
     if not (loss in ("mse", "sdr", "frame-sdr") if isinstance(loss, str) else isinstance(loss, Objective)):
         raise ValueError(f"{caller} got loss={loss!r}; it must be 'mse', 'sdr', 'frame-sdr' or an Objective.")
     target = as_double(g.target if isinstance(g, ExtendedGram) else g)
     if target.energy.ndim == 0 or target.cross.size == 0:
         raise ValueError(
-            f"{caller} got scalar products `cross` of shape {target.cross.shape}; they need an axis of examples and one "
-            "of models, with at least one of each. Grams of single examples become one by Gram.stack."
+            f"{caller} got scalar products `cross` of shape {target.cross.shape}; they need an axis of examples and "
+            "one of models, with at least one of each. Grams of single examples become one by Gram.stack."
         )
     check_finite(caller, energy=target.energy, cross=target.cross, gram=target.gram)
     energy = target.energy
@@ -330,13 +335,13 @@ def training_loss(
     parts = _extended(loss, g) if isinstance(loss, Objective) else None
     if parts is not None:
         forms += as_double(parts).forms()
-    stacked = np.stack([np.moveaxis(form, (-2, -1), (0, 1)) for form in forms])
+    stacked = np.stack([np.moveaxis(np.asarray(form), (-2, -1), (0, 1)) for form in forms])
     count = energy.shape[0]
     share = {"mse": 1.0 / (energy * present).sum(), "frame-sdr": 1.0 / present.sum()}.get(str(loss), 1.0 / count)
     return TrainingLoss(stacked * present, energy * present, present, np.full(count, share), loss)
 
 
-def error_form(g: Gram, *, affine: bool = False) -> Float[np.ndarray, "*batch row row"]:
+def error_form(g: Gram, *, affine: bool = False) -> Float[AnyArray, "*batch row row"]:
     """The quadratic form of the squared error ([JVR16] eq. 8), <s - s_m, s - s_m'> for weights on the simplex.
 
     Parameters
@@ -348,10 +353,11 @@ def error_form(g: Gram, *, affine: bool = False) -> Float[np.ndarray, "*batch ro
     """
     if not affine:
         return g.energy[..., None, None] + g.gram - g.cross[..., :, None] - g.cross[..., None, :]
+    xp = namespace(g.energy, g.cross, g.gram)
     side = -g.cross[..., :, None]
-    upper = np.concatenate([g.gram, side], axis=-1)
-    lower = np.concatenate([np.swapaxes(side, -1, -2), g.energy[..., None, None]], axis=-1)
-    return np.concatenate([upper, lower], axis=-2)
+    upper = xp.concatenate([g.gram, side], axis=-1)
+    lower = xp.concatenate([xp.swapaxes(side, -1, -2), g.energy[..., None, None]], axis=-1)
+    return xp.concatenate([upper, lower], axis=-2)
 
 
 def as_double(tree: Any) -> Any:

@@ -164,8 +164,8 @@ class VBRule(eqx.Module):
             )
         if (num_frames is None) != ("frame" in self.axes):
             raise ValueError(
-                f"VBRule got num_frames={num_frames} with axes={self.axes}; give the number of frames of each total for "
-                "weights per signal, and None for weights per frame."
+                f"VBRule got num_frames={num_frames} with axes={self.axes}; give the number of frames of each total "
+                "for weights per signal, and None for weights per frame."
             )
         if self.log_prior.ndim == 1:
             return self._weights(values, self.log_prior, self.beta, num_frames)
@@ -184,15 +184,15 @@ class VBRule(eqx.Module):
         if self.per_term:
             if (beta == beta[0]).all():
                 # The limits 0 and inf are exact this way.
-                values, beta = values.sum(axis=0), beta[0]
+                values, beta = values.sum(axis=0), beta[:1].reshape(())
             else:
                 terms = [np.zeros_like(v) if b == np.inf else v / b for v, b in zip(values, beta, strict=True)]
-                values, beta = np.sum(terms, axis=0), np.float64(1.0)
+                values, beta = np.sum(terms, axis=0), np.ones(())
         axis = -len(self.axes)
         if self.stickiness == 0:
             frames = 1 if num_frames is None else num_frames
-            return vb_weights(values, log_prior, beta, axis=axis, frames=frames)
-        potentials = np.moveaxis(vb_weights(values, log_prior, beta, axis=axis), axis, 0)
+            return np.asarray(vb_weights(values, log_prior, beta, axis=axis, frames=frames))
+        potentials = np.moveaxis(np.asarray(vb_weights(values, log_prior, beta, axis=axis)), axis, 0)
         # Padded with even potentials, which change nothing, to few lengths: every new one is a compilation.
         last = potentials.ndim + axis + 1
         padding = [(0, 0)] * potentials.ndim
@@ -254,15 +254,16 @@ def load_rules(path: str | os.PathLike[str], *, separators: Sequence[str] | None
     path
         A file of `save_rules` or of a rule's `save`.
     separators
-        Names of the separators that the rules are to be applied to, in the order of their estimates. A rule for the same
-        ones in another order comes back in this order.
+        Names of the separators that the rules are to be applied to, in the order of their estimates. A rule for the
+        same ones in another order comes back in this order.
 
     Raises
     ------
     FileNotFoundError
         If there is no such file.
     ValueError
-        If the file cannot be read, is something else, is newer than this library, or its rules are for other separators.
+        If the file cannot be read, is something else, is newer than this library, or its rules are for other
+        separators.
     """
     tree = _netcdf.read_tree(Path(path))
     if tree.attrs.get("format") != FORMAT:
@@ -270,8 +271,8 @@ def load_rules(path: str | os.PathLike[str], *, separators: Sequence[str] | None
     schema = int(tree.attrs.get("schema_version", 0))
     if not 1 <= schema <= SCHEMA_VERSION:
         raise ValueError(
-            f"{path} has schema version {schema}, and this bayesfuse reads versions up to {SCHEMA_VERSION}; upgrade to at "
-            f"least bayesfuse {tree.attrs.get('version')}."
+            f"{path} has schema version {schema}, and this bayesfuse reads versions up to {SCHEMA_VERSION}; upgrade "
+            f"to at least bayesfuse {tree.attrs.get('version')}."
         )
     rules = {}
     try:
@@ -321,8 +322,9 @@ def _in_order(rule: Rule, separators: tuple[str, ...], path: Any) -> Rule:
         missing = [name for name in rule.separators if name not in separators]
         unknown = [name for name in separators if name not in rule.separators]
         raise ValueError(
-            f"{path} was learned for the separators {list(rule.separators)}, but is to be applied to {list(separators)}: "
-            f"{missing} are missing and {unknown} are unknown to it. Learn a rule for these, or give those estimates."
+            f"{path} was learned for the separators {list(rule.separators)}, but is to be applied to "
+            f"{list(separators)}: {missing} are missing and {unknown} are unknown to it. "
+            "Learn a rule for these, or give those estimates."
         )
     index = [rule.separators.index(name) for name in separators]
     if isinstance(rule, StaticRule):

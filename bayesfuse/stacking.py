@@ -66,7 +66,8 @@ def stacking_weights(
         if not running.size:
             return weights.reshape(*batch, models)
         curvature = ratio @ np.swapaxes(ratio, -1, -2) / frames
-        newton = np.asarray(minimise_on_simplex(curvature, (curvature @ a[..., None])[..., 0] + gradient))
+        # Here mean_n r_mn r_m'n a_m' = mean_n r_mn: the Newton step is the least-squares fit of 2 by the ratios r.
+        newton = minimise_on_simplex(curvature, 2.0 * gradient, np.full(len(running), 4.0))
         weights[running] = _shortened(part, a, newton, gradient)
     raise ValueError(
         f"stacking_weights did not converge within {max_iters} steps in {running.size} of {density.shape[0]} problems; "
@@ -101,16 +102,17 @@ def pseudo_bma_weights(
 ) -> Float[np.ndarray, " model"]:
     """Pseudo-BMA+: Bayesian model averaging by the summed log densities, with a Bayesian bootstrap [YVSG18, sec. 3.4].
 
-    The weights softmax_m(N sum_n u_n l_mn) are averaged over draws of u from the flat Dirichlet distribution: how certain
-    the choice of a model is depends on how the differences spread over the frames.
+    The weights softmax_m(N sum_n u_n l_mn) are averaged over draws of u from the flat Dirichlet distribution: how
+    certain the choice of a model is depends on how the differences spread over the frames.
 
     Parameters
     ----------
     log_density
         l_mn in nats, finite.
     groups
-        Label of each frame, for instance of its utterance or a block of neighbours, which are drawn together; every frame
-        by itself if None. Neighbouring frames are not independent: single frames make the choice look too certain.
+        Label of each frame, for instance of its utterance or a block of neighbours, which are drawn together; every
+        frame by itself if None. Neighbouring frames are not independent: single frames make the choice look too
+        certain.
     draws
         Number of draws.
     seed
@@ -124,15 +126,15 @@ def pseudo_bma_weights(
     values = _checked("pseudo_bma_weights", log_density)
     if draws < 1 or not np.isfinite(values).all():
         raise ValueError(
-            f"pseudo_bma_weights got draws={draws} and log densities from {values.min()} on; it needs at least one draw "
-            "and finite values."
+            f"pseudo_bma_weights got draws={draws} and log densities from {values.min()} on; it needs at least one "
+            "draw and finite values."
         )
     values = values - values.mean(axis=0)
     if groups is not None:
         if np.shape(groups) != values.shape[1:]:
             raise ValueError(
-                f"pseudo_bma_weights got groups of shape {np.shape(groups)} for {values.shape[1]} frames; give one label "
-                "per frame."
+                f"pseudo_bma_weights got groups of shape {np.shape(groups)} for {values.shape[1]} frames; give one "
+                "label per frame."
             )
         _, member = np.unique(groups, return_inverse=True)
         values = np.stack([np.bincount(member, row) for row in values])

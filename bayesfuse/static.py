@@ -16,7 +16,7 @@ from jaxtyping import Float
 from scipy.optimize import minimize, nnls
 
 from bayesfuse._precision import precision
-from bayesfuse.gram import Gram
+from bayesfuse.grams import Gram
 from bayesfuse.objectives import ExtendedGram, Loss, TrainingLoss, as_double, error_form, training_loss
 from bayesfuse.simplex_qp import oracle_weights
 
@@ -50,8 +50,8 @@ def static_weights(
     constraint
         Weights on the simplex, not below zero, or free. An `Objective` asks for the simplex.
     ridge
-        Strength >= 0 of a pull towards the mean: ridge times the mean energy of the estimates times |a - 1/M|^2 is added
-        to the squared error of every example. It does not depend on the scale of the audio.
+        Strength >= 0 of a pull towards the mean: ridge times the mean energy of the estimates times |a - 1/M|^2 is
+        added to the squared error of every example. It does not depend on the scale of the audio.
     shared
         The leading axes are examples, too: the same weights for all sources.
     starts
@@ -99,7 +99,7 @@ def _learn(g: Any, loss: Loss, constraint: Constraint, ridge: float, starts: int
     exact = least_squares(target.sum(), constraint)
     if loss == "mse":
         return exact
-    error = np.moveaxis(error_form(target, affine=affine), 0, -1)
+    error = np.moveaxis(np.asarray(error_form(target, affine=affine)), 0, -1)
     criterion = eqx.tree_at(lambda c: c.forms, criterion, np.concatenate([error[None], criterion.forms[1:]]))
     even = jax.tree.map(lambda field: field / target.energy.reshape(-1, *[1] * (field.ndim - 1)), target)
     mean = np.full(exact.size, 1.0 / exact.size)

@@ -1,6 +1,6 @@
 """Marginals of the sticky chain against the sum over all paths."""
 
-from itertools import product
+from itertools import pairwise, product
 
 import jax
 import numpy as np
@@ -18,7 +18,7 @@ def enumerated(log_potentials, stickiness):
     potentials = np.exp(log_potentials - log_potentials.max(axis=0))
     for path in product(range(models), repeat=frames):
         probability = np.prod([potentials[m, n] for n, m in enumerate(path)])
-        for before, after in zip(path[:-1], path[1:], strict=True):
+        for before, after in pairwise(path):
             probability *= stickiness * (before == after) + (1 - stickiness) / models
         marginals[list(path), range(frames)] += probability
     return marginals / marginals.sum(axis=0)

@@ -23,7 +23,7 @@ def densities(seed=0, models=4, frames=60, scale=3.0):
 
 class TestStacking:
     @settings(max_examples=25)
-    @given(st.integers(0, 10_000), st.integers(1, 6), st.sampled_from([0.01, 1.0, 30.0, 1e3]))
+    @given(st.integers(0, 10_000), st.integers(1, 6), st.sampled_from([0.01, 1.0, 30.0, 1e3, 1e5]))
     def test_optimal(self, seed, models, scale):
         values = densities(seed, models, scale=scale)
         weights = stacking_weights(values)
