@@ -1,7 +1,7 @@
 """Long signals in pieces: hop-aligned stretches with the context that framing and overlap-add need."""
 
-from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -21,14 +21,16 @@ class Piece(NamedTuple):
     final: bool
 
 
-def slices(signal: Float[np.ndarray, "*batch sample"], size: int) -> Iterator[Float[np.ndarray, "*batch piece"]]:
-    """Consecutive stretches of a signal, views of `size` samples, the last one shorter."""
-    for start in range(0, signal.shape[-1], size):
-        yield signal[..., start : start + size]
+def slices(entries: int, *signals: Float[np.ndarray, "..."]) -> Iterator[tuple[np.ndarray, ...]]:
+    """Consecutive stretches, views, of signals of one length, `entries` samples of all of them together at a time."""
+    length = signals[0].shape[-1]
+    size = max(entries * length // max(sum(signal.size for signal in signals), 1), 1)
+    for start in range(0, length, size):
+        yield tuple(signal[..., start : start + size] for signal in signals)
 
 
 def pieces(
-    blocks: Iterable[Float[np.ndarray, "*batch sample"]], *, hop: int, before: int, after: int, entries: int
+    blocks: Iterable[Float[np.ndarray, "..."]], *, hop: int, before: int, after: int, entries: int
 ) -> Iterator[Piece]:
     """Consecutive blocks of any lengths as pieces with context, of which at most one is held at a time.
 
@@ -64,3 +66,32 @@ def pieces(
             start, first, count = keep, stop, held[0].shape[-1]
     if held:
         yield Piece(np.concatenate(held, axis=-1), start, first, start - (-count // hop), True)
+
+
+def overlap_added(
+    blocks: Iterable[Float[np.ndarray, "..."]],
+    transform: Any,
+    entries: int,
+    function: Callable[[np.ndarray, range, bool], np.ndarray],
+) -> Iterator[Float[np.ndarray, "..."]]:
+    """Consecutive stretches of what a function that works by frames makes of a signal in blocks.
+
+    Parameters
+    ----------
+    blocks
+        Stretches of one signal [..., sample] in their order.
+    transform
+        The framing: `window`, `hop` and `num_frames`.
+    entries
+        As in `pieces`.
+    function
+        From samples [..., sample], the numbers of their frames, and whether they end the signal, to as many samples.
+        It is called with a context so wide that the frames of the result are complete.
+    """
+    context = transform.window // transform.hop - 1
+    for piece in pieces(blocks, hop=transform.hop, before=context, after=context, entries=entries):
+        frames = range(piece.start, piece.start + transform.num_frames(piece.audio.shape[-1]))
+        # The outermost frames reach beyond the context, but not into the piece's own segments.
+        part = function(piece.audio, frames, piece.final)
+        end = None if piece.final else (piece.stop - piece.start) * transform.hop
+        yield part[..., (piece.first - piece.start) * transform.hop : end]

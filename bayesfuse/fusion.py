@@ -21,7 +21,7 @@ from scipy.optimize import minimize_scalar
 
 from bayesfuse._checks import check, check_finite, check_models
 from bayesfuse._simplex import indicator, namespace, softmax, tempered
-from bayesfuse.gram import Bands, FrameTransform, Gram, gram, gram_of_blocks, grams_of_blocks, sdr, squared_error
+from bayesfuse.grams import Bands, FrameTransform, Gram, gram, gram_of_blocks, grams_of_blocks, sdr, squared_error
 from bayesfuse.simplex_qp import kkt_residual, oracle_weights
 from bayesfuse.weighted_sum import fuse, fuse_blocks
 

@@ -36,7 +36,7 @@ from jaxtyping import Array, Bool, Float
 
 from bayesfuse._checks import check_finite, check_models
 from bayesfuse._simplex import namespace
-from bayesfuse.gram import Gram
+from bayesfuse.grams import Gram
 
 AnyArray = np.ndarray | Array
 

@@ -15,8 +15,8 @@ from jaxtyping import Array, Float
 
 from bayesfuse._checks import check_finite, check_models
 from bayesfuse._simplex import namespace
-from bayesfuse._streaming import pieces, slices
-from bayesfuse.gram import Bands, FrameTransform, check_bands
+from bayesfuse._streaming import overlap_added, slices
+from bayesfuse.grams import Bands, FrameTransform, check_bands
 
 AnyArray = np.ndarray | Array
 
@@ -81,9 +81,9 @@ def fuse(
     if namespace(weights, estimates) is jnp:
         return _weighted(jnp.asarray(weights), jnp.asarray(estimates), transform, bands, per_source)
     fused = np.empty(estimates.shape[1:], estimates.dtype)
-    size = max(_BLOCK * length // max(estimates.size, 1), 1)
+    blocks = (block for (block,) in slices(_BLOCK, np.asarray(estimates)))
     start = 0
-    for part in _parts(np.asarray(weights), slices(np.asarray(estimates), size), transform, bands, per_source):
+    for part in _parts(np.asarray(weights), blocks, transform, bands, per_source):
         fused[..., start : start + part.shape[-1]] = part
         start += part.shape[-1]
     return fused
@@ -91,7 +91,7 @@ def fuse(
 
 def fuse_blocks(
     weights: Float[np.ndarray, "..."],
-    blocks: Iterable[Float[np.ndarray, "model ..."]],
+    blocks: Iterable[Float[np.ndarray, "..."]],
     *,
     transform: FrameTransform | None = None,
     bands: Bands | None = None,
@@ -134,17 +134,15 @@ def _parts(
         for block in blocks:
             yield _weighted(weights, block, None, None, per_source)
         return
-    leading = (slice(None),) * (1 + per_source)
-    frames = weights.shape[1 + per_source]
-    context = transform.window // transform.hop - 1
-    for piece in pieces(blocks, hop=transform.hop, before=context, after=context, entries=_BLOCK):
-        stop = piece.start + transform.num_frames(piece.audio.shape[-1])
-        if stop > frames or (piece.final and stop < frames):
-            raise _wrong_frames("fuse_blocks", frames, f"{stop}" if piece.final else f"at least {stop}")
-        # The outermost frames of a piece reach beyond its context, but not into its own segments.
-        part = _weighted(weights[(*leading, slice(piece.start, stop))], piece.audio, transform, bands, per_source)
-        end = None if piece.final else (piece.stop - piece.start) * transform.hop
-        yield part[..., (piece.first - piece.start) * transform.hop : end]
+    total = weights.shape[1 + per_source]
+
+    def weighted(estimates: np.ndarray, frames: range, final: bool) -> np.ndarray:
+        if frames.stop > total or (final and frames.stop < total):
+            raise _wrong_frames("fuse_blocks", total, f"{frames.stop}" if final else f"at least {frames.stop}")
+        part = np.take(weights, frames, axis=1 + per_source)
+        return _weighted(part, estimates, transform, bands, per_source)
+
+    yield from overlap_added(blocks, transform, _BLOCK, weighted)
 
 
 def _weighted(

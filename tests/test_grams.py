@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import bayesfuse
 from bayesfuse import _streaming
-from bayesfuse import gram as gram_module
+from bayesfuse import grams as gram_module
 from bayesfuse.fusion import (
     Bands,
     FrameTransform,
@@ -44,6 +45,11 @@ def cut(reference, estimates, lengths):
         yield reference[..., start : start + length], estimates[..., start : start + length]
         start += length
     yield reference[..., start:], estimates[..., start:]
+
+
+def test_the_function_is_not_hidden_by_a_module():
+    assert callable(bayesfuse.gram)
+    assert bayesfuse.gram is gram
 
 
 class TestFramesAndBands:
