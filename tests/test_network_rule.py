@@ -4,11 +4,10 @@ import numpy as np
 import pytest
 
 from bayesfuse import audio, fusion, network_rule
-from bayesfuse._training import Training
 from bayesfuse.features import FeatureConfig, Inputs
 from bayesfuse.fusion import Bands, fuse
 from bayesfuse.network_rule import NetworkRule, Recording, learn_network
-from bayesfuse.neural import NetworkConfig
+from bayesfuse.neural import NetworkConfig, Training
 from bayesfuse.transforms import QERB, STFT
 
 RATE = 8000
