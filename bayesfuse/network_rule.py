@@ -21,8 +21,7 @@ from jaxtyping import Float, PRNGKeyArray
 from bayesfuse import _arrays, audio
 from bayesfuse._streaming import pieces
 from bayesfuse.features import FeatureConfig, FeaturePipeline, Inputs, fit_features, mean_power, spectra
-from bayesfuse.fusion import fuse, fuse_blocks, gram
-from bayesfuse.gram import Bands, Gram
+from bayesfuse.fusion import Bands, Gram, fuse, fuse_blocks, gram
 from bayesfuse.neural import FusionNetwork, NetworkConfig, Trained, TrainingSet, frame_weights, train
 from bayesfuse.transforms import STFT
 
@@ -31,7 +30,7 @@ KIND = "bayesfuse network fusion"
 # Entries of all signals together in a piece of a long recording: 8 MiB in single precision.
 _PIECE = 1 << 21
 
-Block = tuple[Float[np.ndarray, "channel sample"], Float[np.ndarray, "model source channel sample"]]
+Block = tuple[Float[np.ndarray, "_ _"], Float[np.ndarray, "_ _ _ _"]]  # mixture and estimates
 
 
 class Applied(NamedTuple):
@@ -102,7 +101,7 @@ class NetworkRule(eqx.Module):
         return self.weights_of_blocks([(inputs.mixture, inputs.estimates)], level, inputs.free_energy)
 
     def weights_of_blocks(
-        self, blocks: Iterable[Block], level: float, free_energy: Float[np.ndarray, "model ..."] | None = None
+        self, blocks: Iterable[Block], level: float, free_energy: Float[np.ndarray, "..."] | None = None
     ) -> Float[np.ndarray, "..."]:
         """As `weights`, of a recording that comes in consecutive blocks (mixture, estimates), in bounded memory.
 

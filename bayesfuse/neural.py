@@ -22,7 +22,9 @@ from bayesfuse import _arrays, network_costs
 from bayesfuse._dense import Dense, random_layers
 from bayesfuse._precision import precision
 from bayesfuse._simplex import softmax
-from bayesfuse._training import History, Training, fingerprint, minimise
+from bayesfuse._training import History, fingerprint, minimise
+from bayesfuse._training import RateRule as RateRule
+from bayesfuse._training import Training as Training
 from bayesfuse.features import FeaturePipeline, Inputs
 from bayesfuse.fusion import Gram, squared_error
 from bayesfuse.network_costs import Cost, around_reference

@@ -4,12 +4,10 @@ import numpy as np
 import pytest
 
 from bayesfuse import audio, fusion, network_rule
-from bayesfuse._training import Training
 from bayesfuse.features import FeatureConfig, Inputs
-from bayesfuse.fusion import fuse
-from bayesfuse.gram import Bands
+from bayesfuse.fusion import Bands, fuse
 from bayesfuse.network_rule import NetworkRule, Recording, learn_network
-from bayesfuse.neural import NetworkConfig
+from bayesfuse.neural import NetworkConfig, Training
 from bayesfuse.transforms import QERB, STFT
 
 RATE = 8000
@@ -36,7 +34,7 @@ def learn(features=None, bands=None, **settings):
     import jax
 
     features = features or FeatureConfig(SMALL, context=1, compression="log", level="recording", num_components=None)
-    descent = Training(batch_size=20, max_epochs=3, rate=0.05)
+    descent = Training(batch_size=20, max_epochs=15, rate=0.01, optimiser="adam")
     return learn_network(
         jax.random.key(0),
         [recording(i) for i in range(4)],
@@ -78,7 +76,7 @@ def test_training_helps(rule):
     item = recording(21)
     fused, _ = rule.apply(item.inputs)
     errors = [np.sum((item.references - x) ** 2) for x in (fused, item.inputs.estimates.mean(0))]
-    assert errors[0] < 0.97 * errors[1]
+    assert errors[0] < 0.9 * errors[1]
 
 
 @pytest.mark.parametrize("which", ["rule", "rich"])
