@@ -24,7 +24,7 @@ import real_utterances as single
 from bayesfuse import estimates, inference
 from bayesfuse.datasets import MiniChime, Mixture
 from bayesfuse.dictionary import Dictionary, train_dictionary
-from bayesfuse.gram import Bands
+from bayesfuse.grams import Bands
 from bayesfuse.separators.vb_nmf import Settings, fit_joint
 from bayesfuse.transforms import STFT
 

@@ -39,7 +39,7 @@ from bayesfuse._training import Training
 from bayesfuse.bayesian import learn_vb
 from bayesfuse.datasets import MiniChime
 from bayesfuse.fusion import best_weights, mean_weights, select_weights
-from bayesfuse.gram import Bands, Gram, gram, sdr
+from bayesfuse.grams import Bands, Gram, gram, sdr
 from bayesfuse.simplex_qp import oracle_weights
 from bayesfuse.static import static_weights
 from bayesfuse.transforms import QERB, STFT

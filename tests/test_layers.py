@@ -12,10 +12,10 @@ PACKAGE = Path(__file__).resolve().parent.parent / "bayesfuse"
 # From the bottom to the top. Names are relative to the package, with shell patterns; the first match counts.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("_*",),
-    ("special", "transforms", "audio", "alignment", "tracks", "wiener", "nmf", "dictionary")
-    + ("metrics", "bss_eval", "scores", "comparison"),
-    ("grams", "simplex_qp", "weighted_sum", "masks", "objectives", "fusion", "static", "bayesian", "bayesian_problem")
-    + ("rules", "stacking", "cross_validation", "ladder"),
+    ("special", "transforms", "audio", "alignment", "tracks", "wiener", "nmf", "dictionary", "metrics"),
+    ("bss_eval", "scores", "comparison"),
+    ("grams", "simplex_qp", "weighted_sum", "masks", "objectives", "fusion", "static"),
+    ("bayesian", "bayesian_problem", "rules", "stacking", "cross_validation", "ladder"),
     ("gig", "distributions", "features", "network_costs", "neural", "network_rule", "mask_networks"),
     ("vbnmf*", "inference", "estimates", "vb_dictionary", "model", "evidence"),
     ("separators", "separators.*"),
