@@ -238,7 +238,8 @@ class NetworkConfig(eqx.Module):
     input_noise
         Standard deviation of Gaussian noise on the features in training.
     floor
-        Added to squared errors under a logarithm, relative to the mean energy of the training frames.
+        Added to squared errors under a logarithm, relative to the mean energy of the training frames. Under the cost
+        "sdr" quiet frames count as much as loud ones; a larger floor, such as 0.1, gives them less say.
     training
         Of the descent.
 
