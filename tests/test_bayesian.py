@@ -73,7 +73,7 @@ class TestPerSignal:
         assert reached <= brute + 1e-6 * abs(brute)
         assert report.basins == len(report.minima) >= 1 and report.starts >= report.basins
 
-    @settings(max_examples=6)
+    @settings(max_examples=4)
     @given(st.integers(0, 10_000), st.sampled_from(["mse", "sdr"]), st.sampled_from([None, 0.0, 5.0]))
     def test_never_worse_than_static_or_selection(self, seed, loss, min_beta):
         g, energy, lengths = utterances(seed, count=4)
@@ -92,7 +92,7 @@ class TestPerSignal:
         alone = sdr(vb_weights(energy, None, beta, frames=lengths), g).mean()
         assert utterance_sdr(rule, g, energy, num_frames=lengths) >= alone - 1e-9
 
-    @settings(max_examples=3)
+    @settings(max_examples=2)
     @given(st.integers(0, 1000))
     def test_invariances(self, seed):
         g, energy, lengths = utterances(seed, count=12)

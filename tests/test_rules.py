@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 import xarray as xr
+from test_markov import enumerated
 
 from bayesfuse import rules
 from bayesfuse.fusion import select_weights, vb_weights
 from bayesfuse.rules import StaticRule, VBRule, load_rule, load_rules, save_rules
-from tests.test_markov import enumerated
 
 NAMES = ("a", "b", "c")
 
