@@ -1,48 +1,15 @@
-"""Costs against plain formulas, one step and the rate rule by hand, and training that survives interruptions."""
-
-import os
-import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
+"""Costs against plain formulas, the network against its matrices, and training on examples whose answer is known."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from small_networks import KEY, draw, same, tiny
 
 from bayesfuse import _training, network_costs
 from bayesfuse._training import RateRule, Training
 from bayesfuse.fusion import Gram, oracle_weights, squared_error
 from bayesfuse.neural import FusionNetwork, NetworkConfig, TrainingSet, evaluate, frame_weights, train
-
-KEY = jax.random.key(3)
-REPOSITORY = Path(__file__).resolve().parent.parent
-
-
-def draw(seed, frames, heads=(1, 1, 3), samples=8, informative=False):
-    """A Gram of random signals; informative features tell which estimate is the best one."""
-    rng = np.random.default_rng(seed)
-    source = rng.normal(size=(frames, *heads[:2], samples))
-    best = rng.integers(heads[2], size=(frames, *heads[:2]))
-    noise = np.where(np.arange(heads[2]) == best[..., None], 0.1, 1.0)[..., None]
-    estimates = source[..., None, :] + noise * rng.normal(size=(frames, *heads, samples))
-    g = Gram(
-        (source**2).sum(-1),
-        (source[..., None, :] * estimates).sum(-1),
-        estimates @ np.swapaxes(estimates, -1, -2),
-    )
-    features = rng.normal(size=(frames, 4)).astype(np.float32)
-    if informative:
-        features = np.eye(heads[2])[best].reshape(frames, -1).astype(np.float32)
-    return TrainingSet(features, g, np.sort(rng.permutation(np.arange(frames) % 5)))
-
-
-def tiny(**settings):
-    descent = {"batch_size": 16, "max_epochs": 4, "rate": 0.05}
-    descent |= {name: settings.pop(name) for name in list(settings) if name in Training.__dataclass_fields__}
-    return NetworkConfig(**{"hidden": (8,), **settings}, training=Training(**descent))
 
 
 def softmax(logits):
@@ -228,87 +195,6 @@ def test_deeper_networks_are_grown_layer_by_layer(tmp_path):
     trained = train(KEY, examples, held_out, config=config, checkpoint=path)
     assert trained.network.hidden == (6, 5) and len(trained.history.rate) == 5
     assert sorted(p.name for p in tmp_path.iterdir()) == ["run-depth1.nc", "run.nc"]
-
-
-# Interruptions -----------------------------------------------------------------------------------------------------
-
-
-def same(a, b):
-    return all(np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
-
-
-def test_an_interrupted_training_goes_on_to_the_same_bits(tmp_path, monkeypatch):
-    examples, held_out = draw(0, 100), draw(1, 50)
-    config = tiny(max_epochs=7, dropout=0.2, rule=RateRule(failures=1))
-    whole = train(KEY, examples, held_out, config=config)
-    path, original, count = tmp_path / "run.nc", _training._write, iter(range(100))
-
-    def write(*arguments):
-        if next(count) in (2, 4):
-            raise KeyboardInterrupt
-        original(*arguments)
-
-    monkeypatch.setattr(_training, "_write", write)
-    for _ in range(2):
-        with pytest.raises(KeyboardInterrupt):
-            train(KEY, examples, held_out, config=config, checkpoint=path)
-    resumed = train(KEY, examples, held_out, config=config, checkpoint=path)
-    assert same(resumed, whole) and list(tmp_path.iterdir()) == [path]
-    # Done is done: nothing is computed again.
-    monkeypatch.setattr(_training, "_advance", None)
-    assert same(train(KEY, examples, held_out, config=config, checkpoint=path), whole)
-
-
-def test_a_checkpoint_of_another_training_or_a_damaged_one_is_refused(tmp_path):
-    examples, held_out = draw(0, 100), draw(1, 50)
-    path = tmp_path / "run.nc"
-    train(KEY, examples, held_out, config=tiny(), checkpoint=path)
-    for arguments in (
-        (jax.random.key(4), examples, held_out, tiny()),
-        (KEY, draw(5, 100), held_out, tiny()),
-        (KEY, examples, held_out, tiny(dropout=0.1)),
-    ):
-        with pytest.raises(ValueError, match="of another training"):
-            train(*arguments[:3], config=arguments[3], checkpoint=path)
-    path.write_bytes(path.read_bytes()[:2000])
-    with pytest.raises(ValueError, match="cannot be read"):
-        train(KEY, examples, held_out, config=tiny(), checkpoint=path)
-    with pytest.raises(ValueError, match="no folder"):
-        train(KEY, examples, held_out, config=tiny(), checkpoint=tmp_path / "none" / "run.nc")
-
-
-def test_a_killed_training_loses_nothing(tmp_path):
-    """`kill -9` in the middle, then the same call again: the result of an uninterrupted run, to the bit."""
-    program = """
-import sys, jax
-sys.path.insert(0, "tests")
-from test_neural import KEY, draw, tiny, train
-train(KEY, draw(0, 100), draw(1, 50), config=tiny(max_epochs=int(sys.argv[2])), checkpoint=sys.argv[1])
-"""
-    path = tmp_path / "run.nc"
-    epochs = 100_000
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")])}
-    process = subprocess.Popen(
-        [sys.executable, "-c", program, str(path), str(epochs)],
-        cwd=REPOSITORY,
-        env=environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    for _ in range(1200):
-        if path.exists():
-            break
-        assert process.poll() is None
-        time.sleep(0.1)
-    time.sleep(0.3)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    before = _training._arrays.read(path, "bayesfuse training checkpoint")[0]["history"]
-    epoch = len(before["rate"])
-    assert 0 < epoch < epochs
-    # The epochs that were saved are those of a run that nobody killed.
-    whole = train(KEY, draw(0, 100), draw(1, 50), config=tiny(max_epochs=epoch))
-    np.testing.assert_array_equal(whole.history.score, before["score"])
 
 
 # Training sets -----------------------------------------------------------------------------------------------------
