@@ -25,7 +25,8 @@ class Dense(eqx.Module):
 def random_layers(key: PRNGKeyArray, sizes: Sequence[int], *, glorot: bool = False) -> tuple[Dense, ...]:
     """Layers from each of the sizes to the next, float32, with normal weights and biases of zero.
 
-    The variance of the weights is 2 / inputs (He, for rectified units) or 2 / (inputs + outputs) (Glorot, for sigmoids).
+    The variance of the weights is 2 / inputs (He, for rectified units) or
+    2 / (inputs + outputs) (Glorot, for sigmoids).
     """
     with precision():
         keys = jax.random.split(key, max(len(sizes) - 1, 1))

@@ -1,48 +1,15 @@
-"""Costs against plain formulas, one step and the rate rule by hand, and training that survives interruptions."""
-
-import os
-import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
+"""Costs against plain formulas, the network against its matrices, and training on examples whose answer is known."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from small_networks import KEY, draw, same, tiny
 
 from bayesfuse import _training, network_costs
 from bayesfuse._training import RateRule, Training
 from bayesfuse.fusion import Gram, oracle_weights, squared_error
 from bayesfuse.neural import FusionNetwork, NetworkConfig, TrainingSet, evaluate, frame_weights, train
-
-KEY = jax.random.key(3)
-REPOSITORY = Path(__file__).resolve().parent.parent
-
-
-def draw(seed, frames, heads=(1, 1, 3), samples=8, informative=False):
-    """A Gram of random signals; informative features tell which estimate is the best one."""
-    rng = np.random.default_rng(seed)
-    source = rng.normal(size=(frames, *heads[:2], samples))
-    best = rng.integers(heads[2], size=(frames, *heads[:2]))
-    noise = np.where(np.arange(heads[2]) == best[..., None], 0.1, 1.0)[..., None]
-    estimates = source[..., None, :] + noise * rng.normal(size=(frames, *heads, samples))
-    g = Gram(
-        (source**2).sum(-1),
-        (source[..., None, :] * estimates).sum(-1),
-        estimates @ np.swapaxes(estimates, -1, -2),
-    )
-    features = rng.normal(size=(frames, 4)).astype(np.float32)
-    if informative:
-        features = np.eye(heads[2])[best].reshape(frames, -1).astype(np.float32)
-    return TrainingSet(features, g, np.sort(rng.permutation(np.arange(frames) % 5)))
-
-
-def tiny(**settings):
-    descent = {"batch_size": 16, "max_epochs": 4, "rate": 0.05}
-    descent |= {name: settings.pop(name) for name in list(settings) if name in Training.__dataclass_fields__}
-    return NetworkConfig(**{"hidden": (8,), **settings}, training=Training(**descent))
 
 
 def softmax(logits):
@@ -127,101 +94,6 @@ class TestCosts:
         expected = np.sum((source - weights @ estimates) ** 2)
         moved = jax.tree.map(lambda x: x.astype(np.float32), network_costs.around_reference(g))
         assert squared_error(weights.astype(np.float32), moved) == pytest.approx(expected, rel=1e-4)
-
-
-# The rate rule and the descent -------------------------------------------------------------------------------------
-
-
-def test_rate_rule_follows_a_trace_computed_by_hand():
-    rule = RateRule(increase=2.0, decrease=0.5, failures=3, patience=1)
-    state = rule.start(1.0, 10.0)
-    trace = [
-        # score, rate, best, failures, reversions, event
-        (8.0, 2.0, 8.0, 0, 0, "best"),
-        (9.0, 1.0, 8.0, 1, 0, "worse"),
-        (8.5, 2.0, 8.0, 2, 0, "worse"),  # better than the epoch before, though not the best
-        (7.0, 4.0, 7.0, 0, 0, "best"),
-        (7.0, 2.0, 7.0, 1, 0, "worse"),  # equal is not better
-        (7.5, 1.0, 7.0, 2, 0, "worse"),
-        (7.6, 0.5, 7.0, 0, 1, "reverted"),
-        (7.2, 0.25, 7.0, 1, 1, "worse"),  # compared with the score gone back to
-        (6.0, 0.5, 6.0, 0, 1, "best"),
-        (np.nan, 0.25, 6.0, 1, 1, "stopped"),  # would be the second reversion
-    ]
-    for score, *expected in trace:
-        state = rule.update(state, score)
-        assert [state.rate, state.best, state.failures, state.reversions, state.event] == expected
-    assert rule.update(rule.start(1.0, 5.0), np.nan).event == "reverted"
-    assert rule.start(1.0, np.nan).best == np.inf
-
-
-@pytest.mark.parametrize("decay", [0.0, 0.1])
-def test_nesterov_steps_are_those_of_the_formula(decay):
-    """v = mu v + g, p = p - rate (g + mu v), two epochs of one mini-batch each."""
-    target = np.array([[1.0, -2.0], [0.5, 3.0]], np.float32)
-    settings = Training(
-        batch_size=4, max_epochs=2, rate=0.1, momentum=0.8, weight_decay=decay, rule=RateRule(increase=1, decrease=1)
-    )
-
-    def loss(p, batch, mask, key):
-        return (((p - target) ** 2).sum(axis=(-2, -1)) * mask).sum() / mask.sum() + 0 * batch.sum()
-
-    scores = iter([3.0, 2.0, 1.0])
-    found, history, best = _training.minimise(
-        KEY, np.zeros((2, 2), np.float32), np.zeros((3, 1), np.float32), loss, lambda p: next(scores), settings
-    )
-    p, v = np.zeros((2, 2)), np.zeros((2, 2))
-    for _ in range(2):
-        g = 2 * (p - target) + decay * p
-        v = 0.8 * v + g
-        p = p - 0.1 * (g + 0.8 * v)
-    np.testing.assert_allclose(found, p, rtol=1e-6)
-    assert best == 1.0 and history.cost[0] == pytest.approx(np.sum(target**2))
-
-
-def test_every_example_counts_once_an_epoch():
-    seen = []
-
-    def loss(p, batch, mask, key):
-        jax.debug.callback(lambda b, m: seen.extend(b[m > 0].tolist()), batch, mask, ordered=True)
-        return (p * batch * mask).sum() / mask.sum()
-
-    settings = Training(batch_size=4, max_epochs=2, rate=0.1)
-    _, history, _ = _training.minimise(
-        KEY, np.float32(0.0), np.arange(10, dtype=np.float32), loss, lambda p: float(p), settings
-    )
-    jax.effects_barrier()
-    assert sorted(seen[:10]) == sorted(seen[10:]) == list(range(10)) and seen[:10] != seen[10:]
-    assert len(history.rate) == 2
-
-
-def test_a_reversion_goes_back_to_the_best_parameters():
-    scores = iter([5.0, 1.0, 2.0, 3.0, 0.5])
-    starts = []
-
-    def score(p):
-        starts.append(float(p))
-        return next(scores)
-
-    settings = Training(batch_size=1, max_epochs=4, rate=1.0, momentum=0.0, rule=RateRule(1.0, 1.0, 2, 3))
-    _, history, _ = _training.minimise(
-        KEY, np.float32(0.0), np.zeros(1, np.float32), lambda p, b, m, k: p, score, settings
-    )
-    # Each epoch goes down by one; after the third, back to where the first had ended, and on from there.
-    assert starts == [0.0, -1.0, -2.0, -3.0, -2.0]
-    assert [_training.EVENTS[e] for e in history.event] == ["best", "worse", "reverted", "best"]
-
-
-def test_a_descent_that_never_has_a_finite_score_says_so():
-    with pytest.raises(ValueError, match="never finite"):
-        _training.minimise(
-            KEY,
-            np.float32(0.0),
-            np.zeros(1, np.float32),
-            lambda p, b, m, k: p,
-            lambda p: np.nan,
-            Training(max_epochs=9),
-        )
 
 
 # The network -------------------------------------------------------------------------------------------------------
@@ -323,87 +195,6 @@ def test_deeper_networks_are_grown_layer_by_layer(tmp_path):
     trained = train(KEY, examples, held_out, config=config, checkpoint=path)
     assert trained.network.hidden == (6, 5) and len(trained.history.rate) == 5
     assert sorted(p.name for p in tmp_path.iterdir()) == ["run-depth1.nc", "run.nc"]
-
-
-# Interruptions -----------------------------------------------------------------------------------------------------
-
-
-def same(a, b):
-    return all(np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
-
-
-def test_an_interrupted_training_goes_on_to_the_same_bits(tmp_path, monkeypatch):
-    examples, held_out = draw(0, 100), draw(1, 50)
-    config = tiny(max_epochs=7, dropout=0.2, rule=RateRule(failures=1))
-    whole = train(KEY, examples, held_out, config=config)
-    path, original, count = tmp_path / "run.nc", _training._write, iter(range(100))
-
-    def write(*arguments):
-        if next(count) in (2, 4):
-            raise KeyboardInterrupt
-        original(*arguments)
-
-    monkeypatch.setattr(_training, "_write", write)
-    for _ in range(2):
-        with pytest.raises(KeyboardInterrupt):
-            train(KEY, examples, held_out, config=config, checkpoint=path)
-    resumed = train(KEY, examples, held_out, config=config, checkpoint=path)
-    assert same(resumed, whole) and list(tmp_path.iterdir()) == [path]
-    # Done is done: nothing is computed again.
-    monkeypatch.setattr(_training, "_advance", None)
-    assert same(train(KEY, examples, held_out, config=config, checkpoint=path), whole)
-
-
-def test_a_checkpoint_of_another_training_or_a_damaged_one_is_refused(tmp_path):
-    examples, held_out = draw(0, 100), draw(1, 50)
-    path = tmp_path / "run.nc"
-    train(KEY, examples, held_out, config=tiny(), checkpoint=path)
-    for arguments in (
-        (jax.random.key(4), examples, held_out, tiny()),
-        (KEY, draw(5, 100), held_out, tiny()),
-        (KEY, examples, held_out, tiny(dropout=0.1)),
-    ):
-        with pytest.raises(ValueError, match="of another training"):
-            train(*arguments[:3], config=arguments[3], checkpoint=path)
-    path.write_bytes(path.read_bytes()[:2000])
-    with pytest.raises(ValueError, match="cannot be read"):
-        train(KEY, examples, held_out, config=tiny(), checkpoint=path)
-    with pytest.raises(ValueError, match="no folder"):
-        train(KEY, examples, held_out, config=tiny(), checkpoint=tmp_path / "none" / "run.nc")
-
-
-def test_a_killed_training_loses_nothing(tmp_path):
-    """`kill -9` in the middle, then the same call again: the result of an uninterrupted run, to the bit."""
-    program = """
-import sys, jax
-sys.path.insert(0, "tests")
-from test_neural import KEY, draw, tiny, train
-train(KEY, draw(0, 100), draw(1, 50), config=tiny(max_epochs=int(sys.argv[2])), checkpoint=sys.argv[1])
-"""
-    path = tmp_path / "run.nc"
-    epochs = 100_000
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")])}
-    process = subprocess.Popen(
-        [sys.executable, "-c", program, str(path), str(epochs)],
-        cwd=REPOSITORY,
-        env=environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    for _ in range(1200):
-        if path.exists():
-            break
-        assert process.poll() is None
-        time.sleep(0.1)
-    time.sleep(0.3)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    before = _training._arrays.read(path, "bayesfuse training checkpoint")[0]["history"]
-    epoch = len(before["rate"])
-    assert 0 < epoch < epochs
-    # The epochs that were saved are those of a run that nobody killed.
-    whole = train(KEY, draw(0, 100), draw(1, 50), config=tiny(max_epochs=epoch))
-    np.testing.assert_array_equal(whole.history.score, before["score"])
 
 
 # Training sets -----------------------------------------------------------------------------------------------------
