@@ -33,13 +33,13 @@ import jax
 import numpy as np
 from _separations import BANDS, MODELS, ORDERS, Item, Separations
 
-from bayesfuse import features, metrics, neural, stacking
+from bayesfuse import features, metrics, neural, stacking, training_set
 from bayesfuse._compile_cache import compile_cache
-from bayesfuse._training import Training
 from bayesfuse.bayesian import learn_vb
 from bayesfuse.datasets import MiniChime
 from bayesfuse.fusion import best_weights, mean_weights, select_weights
 from bayesfuse.grams import Bands, Gram, gram, sdr
+from bayesfuse.neural import Training
 from bayesfuse.simplex_qp import oracle_weights
 from bayesfuse.static import static_weights
 from bayesfuse.transforms import QERB, STFT
@@ -223,8 +223,8 @@ class Networks:
                     speech, found = utterance(item, item.speech), utterance(item, item.estimates[KINDS[kind]])
                     yield inputs_of(item, kind), gram(speech[None], found[:, None], transform=TRANSFORM)
 
-            neural.TrainingSet.build(pipeline, examples()).save(path)
-        return neural.TrainingSet.load(path)
+            training_set.TrainingSet.build(pipeline, examples()).save(path)
+        return training_set.TrainingSet.load(path)
 
     def train(self, name: str, kind: str, cost: str) -> tuple[Any, Any, float]:
         """Pipeline, network and validation SDR of one variant."""

@@ -16,7 +16,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("bss_eval", "scores", "comparison"),
     ("grams", "simplex_qp", "weighted_sum", "masks", "objectives", "fusion", "static"),
     ("bayesian", "bayesian_problem", "rules", "stacking", "cross_validation", "ladder"),
-    ("gig", "distributions", "features", "network_costs", "neural", "network_rule", "mask_networks"),
+    ("gig", "distributions", "features", "network_costs", "training_set", "neural", "network_rule", "mask_networks"),
     ("vbnmf*", "inference", "estimates", "vb_dictionary", "model", "evidence"),
     ("separators", "separators.*"),
     ("datasets", "sources", "results"),
