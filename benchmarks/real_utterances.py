@@ -176,22 +176,6 @@ def grams(records: Iterable[dict[str, Any]]) -> fusion.Gram:
     )
 
 
-def oracle_weights(gram: fusion.Gram) -> np.ndarray:
-    """Weights on the simplex with the least squared error, per record: [JVR16] eq. 8 under eq. 3's constraints."""
-    from scipy.optimize import nnls
-
-    weights = []
-    for energy, cross, products in zip(gram.energy, gram.cross, gram.gram, strict=True):
-        joint = np.block([[products, cross[:, None]], [cross[None], energy[None, None]]])
-        values, vectors = np.linalg.eigh(joint / energy)
-        root = np.sqrt(np.maximum(values, 0))[:, None] * vectors.T
-        # Summing to one is a further equation, of a weight at which its violation is some 1e-8.
-        system = np.vstack([root[:, :-1], np.full((1, len(cross)), 1e4)])
-        a, _ = nnls(system, np.append(root[:, -1], 1e4))
-        weights.append(a / a.sum())
-    return np.array(weights)
-
-
 def learn_temperature(
     records: Sequence[dict[str, Any]], energies: str = "free_energy", frames: str = "frames"
 ) -> float:
@@ -221,7 +205,7 @@ def rows_of(
         weights = fusion.vb_weights(energies, None, beta_scored, frames=frames)
         rows["average, utterance's frames"] = np.asarray(fusion.sdr(weights, g))
     rows["oracle selection"] = sdrs.max(axis=1)
-    rows["oracle fusion"] = np.asarray(fusion.sdr(oracle_weights(g), g))
+    rows["oracle fusion"] = np.asarray(fusion.sdr(fusion.oracle_weights(g), g))
     return rows
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from scipy.stats import ttest_1samp
 
 from bayesfuse import fusion, metrics
-from bayesfuse.datasets import Mixture
+from bayesfuse.datasets import MiniChime, Mixture
 from bayesfuse.dictionary import Dictionary
 from bayesfuse.separators.vb_nmf import Settings
 from bayesfuse.transforms import STFT
@@ -193,25 +193,6 @@ def test_real_utterances_on_a_tiny_set(tmp_path, monkeypatch):
     assert "oracle fusion - oracle selection" in text
 
 
-@given(st.integers(0, 10_000), st.integers(2, 5))
-@settings(max_examples=30)
-def test_oracle_fusion_is_the_best_point_of_the_simplex(seed, models):
-    rng = np.random.default_rng(seed)
-    truth = rng.normal(size=60)
-    signals = rng.uniform(0, 1.5, (models, 1)) * truth + rng.normal(size=(models, 60)) * rng.uniform(
-        0.1, 1, (models, 1)
-    )
-    g = fusion.gram(truth, signals)
-    batch = fusion.Gram.stack([g])
-    found = load("real_utterances").oracle_weights(batch)
-    assert found.min() >= 0 and found.sum() == pytest.approx(1)
-    # Karush-Kuhn-Tucker: the gradient is least, and equal, on the support.
-    gradient = np.asarray(g.gram) @ found[0] - np.asarray(g.cross)
-    slack = gradient - gradient @ found[0]
-    assert slack.min() > -1e-5 * float(g.energy)
-    assert abs(found[0] @ slack) < 1e-9 * float(g.energy)
-
-
 def test_frames_of_the_utterance_are_those_centred_in_it():
     frames = load("real_utterances").scored_frames(tiny_item(0, 0), TINY)
     # Hop 32, first frame centred on sample 0: centres 32 k with 2500 <= 32 k < 5000.
@@ -325,3 +306,55 @@ def test_verdicts():
     assert row.met and not row._replace(measured=29.0).met
     assert row._replace(aim=None).met is None and row._replace(measured=math.nan).met is None
     assert row._replace(at_least=False, aim=40).met
+
+
+def separated(seed, frames=12):
+    """An item as the separations have it: models of growing error, one-hot free energies."""
+    item = load("_separations").Item
+    models = len(load("_separations").MODELS)
+    rng = np.random.default_rng(seed)
+    samples = 512 * frames
+    scored = (1024, samples - 1100)
+    speech = np.zeros(samples, np.float32)
+    speech[slice(*scored)] = rng.normal(size=scored[1] - scored[0])
+    errors = rng.normal(size=(models, samples)) * np.linspace(0.1, 1, models)[:, None]
+    count = load("fusion_ladder").TRANSFORM.num_frames(samples)
+    return item(
+        name=str(seed), speaker="a", utterance=str(seed), noise="n", snr=3 * seed, rate=16000, scored=scored,
+        mixture=speech + 1, speech=speech, estimates=(speech + errors).astype(np.float32),
+        likelihood=rng.normal(size=(7, 32, count)), activations=rng.normal(size=(7, 2, count)),
+    )  # fmt: skip
+
+
+def test_ladder_scores_on_the_waveform_what_its_scalar_products_say():
+    ladder = load("fusion_ladder")
+    items = [separated(seed, frames) for seed, frames in ((0, 12), (1, 9))]
+    corpus = ladder.Corpus.load(items)
+    assert corpus.present.shape == corpus.frames.energy.shape
+    np.testing.assert_array_equal(corpus.terms.shape, (3, 2, 7, corpus.present.shape[1]))
+    for i, item in enumerate(items):
+        frames = item.likelihood.shape[-1]
+        np.testing.assert_allclose(corpus.terms[:, i, :, :frames].sum(0), item.free_energy, atol=1e-9)
+        assert not corpus.present[i, frames:].any()
+        for kind, models in ladder.KINDS.items():
+            whole, per_frame = corpus.models(kind)
+            np.testing.assert_allclose(per_frame.energy[i].sum(), whole.energy[i], rtol=1e-5)
+            weights = np.full(whole.num_models, 1 / whole.num_models)
+            from_gram = float(fusion.sdr(weights, whole)[i])
+            assert ladder.score(item, kind, weights) == pytest.approx(from_gram, abs=1e-4)
+            same = np.broadcast_to(weights[:, None], (len(weights), frames))
+            assert ladder.score(item, kind, same) == pytest.approx(from_gram, abs=1e-3)
+            scores = {name: ladder.score(item, kind, w) for name, w in ladder.oracles(item, kind).items()}
+            # What each oracle minimises bounds the error of the next one (see `bayesfuse.grams`).
+            names = ["selection", "fusion", "fusion per frame", "fusion per frame and band"]
+            values = [scores[f"oracle {name}"] for name in names]
+            assert np.all(np.diff(values) > -1e-6)
+            assert len(ladder.MODELS[models]) == whole.num_models
+
+
+def test_halves_of_the_training_speech_are_disjoint(data_root):
+    data = MiniChime(data_root / "mini-chime")
+    first, second = load("_separations").halves(data, "dan")
+    assert set(first).isdisjoint(second)
+    assert set(first) | set(second) == set(data.training_speech("dan").names)
+    assert abs(len(first) - len(second)) <= 1
