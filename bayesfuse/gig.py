@@ -43,6 +43,27 @@ class _Parts(NamedTuple):
     scaled_slope: Values  # its derivative in gamma, E[log y] + log rho
 
 
+@jax.custom_jvp
+def _half_over_ratio(order: Values, half: Values, ratio: Values) -> Values:
+    """Return h / R, whose derivatives do not cancel although R is close to h / (gamma - 1) for gamma > 1."""
+    return half / ratio
+
+
+@_half_over_ratio.defjvp
+def _half_over_ratio_jvp(
+    primals: tuple[Values, Values, Values], tangents: tuple[Values, Values, Values]
+) -> tuple[Values, Values]:
+    order, half, ratio = primals
+    d_order, d_half, d_ratio = tangents
+    value = _half_over_ratio(order, half, ratio)
+    # For gamma > 1 the derivatives of gamma - 1 + T(gamma - 1), which costs Bessel functions of that order too:
+    # only derivatives pay for it.
+    above = order > 1
+    lower, d_lower = jnp.where(above, order - 1, 1.0), jnp.where(above, d_order, 0.0)
+    step = jax.jvp(lambda nu, h: h * bessel(nu, 2 * h).ratio, (lower, half), (d_lower, d_half))[1]
+    return value, jnp.where(above, d_order + step, (d_half - value * d_ratio) / ratio)
+
+
 @jax.jit  # one dispatch outside of any jit; inside, what is not used is dropped
 def _parts(gamma: Values, rho: Values, tau: Values) -> _Parts:
     down = gamma < 0
@@ -57,7 +78,7 @@ def _parts(gamma: Values, rho: Values, tau: Values) -> _Parts:
     t = half * k.ratio  # T of |gamma|
     log_half = jnp.log(half)
     shape = jnp.where(limit, gamma, 1.0)
-    below = jnp.where(down, half * (half / (order + t)), half / k.ratio)
+    below = jnp.where(down, half * (half / (order + t)), _half_over_ratio(order, half, k.ratio))
     return _Parts(
         half=jnp.where(limit, 0.0, half),
         limit=limit,
