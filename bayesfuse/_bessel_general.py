@@ -27,6 +27,9 @@ _SMALL = {"float32": 6e-5, "float64": 2e-8}
 _REACH = {"float32": 20.0, "float64": 40.0}
 _NODES = {"float32": 56, "float64": 176}
 _UNROLL = 4
+# Below this value of nu^2 times the curvature of log K_nu in nu, an even function, its slope is nu times its
+# curvature: the next term is less than half of that value.
+_EVEN = {"float32": 2e-6, "float64": 1e-13}
 # Where the second term of the series, relatively (x/2)^(2 nu), has vanished for x below _SMALL.
 _ONE_TERM = 0.95
 
@@ -44,10 +47,11 @@ class Bessel(NamedTuple):
 
 
 class _Second(NamedTuple):
-    """Second derivatives of log K in the order: in nu, and the step from nu - 1 to nu of the first."""
+    """Second derivatives of log K: of itself in the order, and of the step from nu - 1 to nu in both arguments."""
 
     curvature: Values  # d^2 log K_nu / d nu^2
     ratio_slope: Values  # d log R / d nu
+    scaled_ratio_x: Values  # x dR/dx
 
 
 def _horner(coefficients: np.ndarray, x: Values) -> Values:
@@ -120,12 +124,21 @@ def _digamma(nu: Values) -> Values:
     return lifted - sum(1 / (nu + k) for k in range(8))
 
 
-def _small_slope(nu: Values, log_h: Values) -> Values:
-    """Return the derivative of log(h^nu K_nu) in the order for small arguments and nu >= 0."""
+def _small_slopes(nu: Values, log_h: Values) -> tuple[Values, Values]:
+    """Return the derivatives of log(h^nu K_nu) and log K_nu in the order for small arguments and nu >= 0.
+
+    Neither follows from the other: log h would hide the first at large orders and the second at small ones.
+    """
     one = nu > _ONE_TERM
     inner, outer = jnp.where(one, 0.5, nu), jnp.where(one, nu, 1.0)
     two = jax.jvp(lambda v: _log_two_terms(v, log_h), (inner,), (jnp.ones_like(inner),))[1]
-    return jnp.where(one, _digamma(outer), two + log_h)
+    digamma = _digamma(outer)
+    return jnp.where(one, digamma, two + log_h), jnp.where(one, digamma - log_h, two)
+
+
+def _riccati(nu: Values, x: Values, ratio: Values) -> Values:
+    """Return x dR/dx = x (R^2 - 1) + (2 nu - 1) R, which keeps its sign and digits close to nu = 1/2."""
+    return (x * ratio) * ratio + (2 * nu - 1) * ratio - x
 
 
 def _small(nu: Values, x: Values) -> tuple[Bessel, _Second]:
@@ -146,25 +159,31 @@ def _small(nu: Values, x: Values) -> tuple[Bessel, _Second]:
     gamma = 0.5 * jnp.exp(jax.lax.lgamma(jnp.clip(orders, _ONE_TERM, 2.0)))
     two = _scaled_two_terms(jnp.minimum(orders, _ONE_TERM), log_h)
     scaled = jnp.where(orders > _ONE_TERM, gamma, two)
-    power = jnp.where(nu >= 1, h, jnp.exp((2 * jnp.minimum(nu, 1.0) - 1) * log_h))
-    ratio = jnp.where(nu > 1 + _ONE_TERM, h / jnp.maximum(nu - 1, 0.5), power * scaled[0] / scaled[1])
+    # h^(2 nu - 1), the nearest of 1/h, 1 and h split off: rounding of log h counts times the exponent left.
+    power = 2 * jnp.minimum(nu, 1.0) - 1
+    whole = jnp.round(power)
+    quotient = jnp.exp((power - whole) * log_h) * (scaled[0] / scaled[1])
+    quotient = jnp.where(whole > 0, quotient * h, jnp.where(whole < 0, quotient / h, quotient))
+    ratio = jnp.where(nu > 1 + _ONE_TERM, h / jnp.maximum(nu - 1, 0.5), quotient)
     excess = x * ratio - x
 
     log_h2 = jnp.broadcast_to(log_h, orders.shape)
-    slope, curvature = jax.jvp(lambda v: _small_slope(v, log_h2), (orders,), (jnp.ones_like(orders),))
+    (slope, plain), (curvature, _) = jax.jvp(lambda v: _small_slopes(v, log_h2), (orders,), (jnp.ones_like(orders),))
     return (
         Bessel(
             log_k + x,
             ratio,
             excess,
             2 * excess + 2 * nu - 1,
-            slope[1] - log_h,
+            plain[1],
             log_scaled + x,
             slope[1],
         ),
         _Second(
             curvature[1],
             jnp.where(nu < 1, 2 * log_h - slope[0], slope[0]) - slope[1],
+            # R is h / (nu - 1) at large orders, where the terms of Riccati's equation would cancel.
+            jnp.where(nu > 1 + _ONE_TERM, ratio, _riccati(nu, x, ratio)),
         ),
     )
 
@@ -204,15 +223,19 @@ def _quadrature(nu: Values, x: Values) -> tuple[Bessel, _Second]:
         series = series * d * dd
         sinh = jnp.where(jnp.abs(d) < 1, series, m - cosh1 - d)
         odd = jnp.where(large, -sinh, d)
+        # The width of the integrand, about 1/sqrt(w), keeps all of them off the smallest numbers.
+        scaled_d, scaled_drop = root_w * d, root_w * m * inverse
+        scaled_cosh1 = (root_w * m) ** 2 * inverse
         return (
             g,
-            g * ((root_w * m) ** 2 * inverse),
+            g * scaled_cosh1,
+            g * scaled_cosh1 * scaled_cosh1,
             g * (0.5 * tanh * tanh + nu * tanh * cosh1),
             g * odd,
-            g * d,
-            g * d * d,
-            g * (m * inverse),
-            g * (d * m * inverse),
+            g * scaled_d,
+            g * scaled_d * scaled_d,
+            g * scaled_drop,
+            g * (scaled_d * scaled_drop),
         )
 
     def body(k: Int[Array, ""], sums: tuple[Values, ...]) -> tuple[Values, ...]:
@@ -222,8 +245,8 @@ def _quadrature(nu: Values, x: Values) -> tuple[Bessel, _Second]:
         return sums
 
     zero = jnp.zeros_like(x)
-    total, *rest = jax.lax.fori_loop(0, nodes // _UNROLL, body, (zero,) * 8)
-    cosh, tail, odd, mean, square, drop, drop_mean = (value / total for value in rest)
+    total, *rest = jax.lax.fori_loop(0, nodes // _UNROLL, body, (zero,) * 9)
+    cosh, cosh_square, tail, odd, mean, square, drop, drop_mean = (value / total for value in rest)
 
     log_area = jnp.log(0.5 * step * total) - nu * (nu / (w + x))
     log_lift = jnp.log(0.5 * (nu + w))  # saddle + log(x/2)
@@ -233,18 +256,26 @@ def _quadrature(nu: Values, x: Values) -> tuple[Bessel, _Second]:
     remainder = jnp.where(x > 1, far, 2 * excess + 2 * nu - 1)
     offset = odd - jnp.where(large, (nu / w) * (cosh / w), 0.0)
     # d log R / d nu is the covariance of d and exp(-d) - 1 = -m/(1+m) over the mean of exp(-d).
-    ratio_slope = (drop * mean - drop_mean) / (1 - drop)
+    ratio_slope = (drop * mean - drop_mean) / (0.5 * w) / (1 - drop / root_w)
+    curvature = (square - mean * mean) / (0.5 * w)
+    # dR/dx is minus the covariance of exp(-t) and cosh t; partial integration leaves moments of cosh d - 1,
+    # whose terms cancel at nu = 1/2 only. There, as long as x is small, Riccati's equation does better.
+    spread = cosh_square - (1 + nu / w) * cosh * cosh
+    covariance = (x / (nu + w)) * (cosh * (nu / w) * (2 - (gap / w) / w) - (x / w) ** 2 * (spread / w))
+    scaled_ratio_x = jnp.where((x < 1) & (nu < 1), _riccati(nu, jnp.minimum(x, 1), ratio), covariance)
+    # At the smallest orders the odd terms of the sum cancel.
+    order_slope = jnp.where((nu < 0.1) & (nu * nu * curvature < _EVEN[name]), nu * curvature, saddle + offset)
     return (
         Bessel(
             nu * saddle + log_area,
             ratio,
             excess,
             remainder,
-            saddle + offset,
+            order_slope,
             nu * log_lift + log_area,
             log_lift + offset,
         ),
-        _Second(square - mean * mean, ratio_slope),
+        _Second(curvature, ratio_slope, scaled_ratio_x),
     )
 
 
@@ -270,21 +301,16 @@ def _bessel_jvp(primals: tuple[Values, Values], tangents: tuple[Values, Values])
     value = bessel(nu, x)
     second = _everything(nu, x)[1]
     largest = jnp.finfo(x.dtype).max
-    ratio, excess, remainder = value.ratio, value.excess, value.remainder
-    # Riccati's equation, x R' = x (R^2 - 1) + (2 nu - 1) R; in terms of the remainder where R is near one.
-    scaled = jnp.where(
-        x > 1,
-        remainder + excess * ((excess + 2 * nu - 1) / jnp.maximum(x, 1)),
-        (jnp.minimum(x, 1) * ratio) * ratio + (2 * nu - 1) * ratio - jnp.minimum(x, 1),
-    )
+    ratio, excess = value.ratio, value.excess
     # Close to the smallest arguments derivatives leave the range of the type: a finite value keeps 0 inf
     # away.
-    ratio_x = jnp.clip(scaled / x, -largest, largest)
+    ratio_x = jnp.clip(second.scaled_ratio_x / x, -largest, largest)
     ratio_nu = jnp.clip(ratio * second.ratio_slope, -largest, largest)
-    excess_x = (ratio - 1) * jnp.where(x > 1, 0.0, 1.0) + jnp.where(x > 1, excess / x, 0.0) + scaled
+    excess_x = (ratio - 1) * jnp.where(x > 1, 0.0, 1.0) + jnp.where(x > 1, excess / x, 0.0) + second.scaled_ratio_x
     excess_nu = x * ratio_nu
     d_excess = excess_x * d_x + excess_nu * d_nu
-    slope_x = jnp.clip(-(excess + nu) / x, -largest, largest)
+    # Not excess + nu where its leading term is -nu.
+    slope_x = jnp.clip(-jnp.where(x > 1, 0.5 * (value.remainder + 1), excess + nu) / x, -largest, largest)
     cross = jnp.clip(-(excess_nu + 1) / x, -largest, largest)
     return value, Bessel(
         slope_x * d_x + value.order_slope * d_nu,

@@ -38,9 +38,30 @@ class _Parts(NamedTuple):
     limit: Bool[Array, "..."]  # tau counts as zero
     mean: Values  # rho E[y] = gamma + T
     excess: Values  # 2 T - z = z (R - 1)
-    harmonic: Values  # rho / E[1/y] = h / R
+    harmonic: Values  # 1 / E[1/y]
     log_scaled: Values  # log(h^gamma K_gamma(z) e^z)
     scaled_slope: Values  # its derivative in gamma, E[log y] + log rho
+
+
+@jax.custom_jvp
+def _half_over_ratio(order: Values, half: Values, ratio: Values) -> Values:
+    """Return h / R, whose derivatives do not cancel although R is close to h / (gamma - 1) for gamma > 1."""
+    return half / ratio
+
+
+@_half_over_ratio.defjvp
+def _half_over_ratio_jvp(
+    primals: tuple[Values, Values, Values], tangents: tuple[Values, Values, Values]
+) -> tuple[Values, Values]:
+    order, half, ratio = primals
+    d_order, d_half, d_ratio = tangents
+    value = _half_over_ratio(order, half, ratio)
+    # For gamma > 1 the derivatives of gamma - 1 + T(gamma - 1), which costs Bessel functions of that order too:
+    # only derivatives pay for it.
+    above = order > 1
+    lower, d_lower = jnp.where(above, order - 1, 1.0), jnp.where(above, d_order, 0.0)
+    step = jax.jvp(lambda nu, h: h * bessel(nu, 2 * h).ratio, (lower, half), (d_lower, d_half))[1]
+    return value, jnp.where(above, d_order + step, (d_half - value * d_ratio) / ratio)
 
 
 @jax.jit  # one dispatch outside of any jit; inside, what is not used is dropped
@@ -57,13 +78,14 @@ def _parts(gamma: Values, rho: Values, tau: Values) -> _Parts:
     t = half * k.ratio  # T of |gamma|
     log_half = jnp.log(half)
     shape = jnp.where(limit, gamma, 1.0)
-    below = jnp.where(down, half * (half / (order + t)), half / k.ratio)
+    below = jnp.where(limit, jnp.maximum(gamma - 1, 0.0), _half_over_ratio(order, half, k.ratio))
     return _Parts(
         half=jnp.where(limit, 0.0, half),
         limit=limit,
         mean=jnp.where(limit, gamma, jnp.where(down, t, gamma + t)),
         excess=jnp.where(limit, 0.0, jnp.where(down, k.excess + 2 * order, k.excess)),
-        harmonic=jnp.where(limit, jnp.maximum(gamma - 1, 0.0), below),
+        # For gamma < 0 hardly a function of rho: no h^2 / rho, for its derivatives would cancel.
+        harmonic=jnp.where(down, tau / (order + t), below / rho),
         log_scaled=jnp.where(
             limit,
             jax.lax.lgamma(shape) - math.log(2),
@@ -134,7 +156,7 @@ class Gig(eqx.Module):
         log_twice = math.log(2) + p.log_scaled
         return GigStatistics(
             mean=p.mean / self.rho,
-            harmonic_mean=p.harmonic / self.rho,
+            harmonic_mean=p.harmonic,
             mean_log=p.scaled_slope - log_rho,
             log_normaliser=log_twice - self.gamma * log_rho - 2 * p.half,
             entropy=(1 - self.gamma) * p.scaled_slope + self.gamma + p.excess + log_twice - log_rho,

@@ -1,7 +1,10 @@
 """Generalised inverse Gaussian: against the exact table, brute quadrature, the Gamma limit, and its laws."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
+import mpmath as mp
 import numpy as np
 import pytest
 import scipy.stats
@@ -267,6 +270,36 @@ def test_gradients_against_differences(x64):
             scale = np.abs(value[name]) / parameters[which] + np.abs(difference)
             assert np.all(np.abs(forward[name] - difference) <= 1e-7 * scale), (name, which)
         np.testing.assert_allclose(reverse[which], forward["entropy"], rtol=1e-10)
+
+
+@functools.cache
+def exact_gradients():
+    """Parameters [parameter, case], exact in float32, and the derivatives of sqrt(tau/rho) / R in each of them."""
+    gamma, z = np.meshgrid([-0.4, 0.3, 1, 1.01, 2.5, 5, 10, 50], [1e-6, 1e-2, 1.07, 40])
+    parameters = np.stack([gamma.ravel(), np.full(gamma.size, 1.5), (z.ravel() / 2) ** 2 / 1.5]).astype(np.float32)
+
+    def harmonic_mean(gamma, rho, tau):
+        x = 2 * mp.sqrt(rho * tau)
+        return mp.sqrt(tau / rho) * mp.besselk(gamma, x) / mp.besselk(gamma - 1, x)
+
+    def partial(which, case):
+        h = mp.mpf(10) ** -15 * (case[which] if which else 1)
+        up, down = ([p + s * (k == which) for k, p in enumerate(case)] for s in (h, -h))
+        return float((harmonic_mean(*up) - harmonic_mean(*down)) / (2 * h))
+
+    with mp.workdps(50):  # h^2 truncation of 1e-30, 1e-50/h rounding
+        cases = [[mp.mpf(float(p)) for p in case] for case in parameters.T]
+        return parameters, [[partial(which, case) for case in cases] for which in range(3)]
+
+
+def test_gradients_of_the_harmonic_mean_at_small_arguments(dtype):
+    """For gamma > 1 R is close to h / (gamma - 1), and the derivative of h / R is what remains of two terms."""
+    parameters, expected = exact_gradients()
+    with x64(dtype):
+        value = jax.jit(jax.vmap(jax.grad(lambda *p: Gig(*p).harmonic_mean, (0, 1, 2))))(*parameters.astype(dtype))
+    # At gamma = 1 the slope in tau is that of 1/log z: 20 times the rounding of R and of its logarithm.
+    for which in range(3):
+        np.testing.assert_allclose(value[which], expected[which], rtol=80 * np.finfo(dtype).eps, err_msg=str(which))
 
 
 def test_gradient_of_the_normaliser_is_the_score(x64):

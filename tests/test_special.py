@@ -76,6 +76,43 @@ def test_first_derivatives(x64, function, exact):
         np.testing.assert_allclose(forward(nu, x, *direction), both[which], rtol=1e-13)
 
 
+def test_first_derivatives_in_single_precision():
+    """Over the orders and arguments where the terms of Riccati's equation are up to 4 nu^2/x times their sum."""
+    rng = np.random.default_rng(8)
+    nu = np.concatenate([rng.uniform(0, 50, 60), 10.0 ** rng.uniform(-6, 0, 30), [44.8, 1e-6, 0.5003]])
+    x = np.concatenate([10.0 ** rng.uniform(-4.5, 2, 60), 10.0 ** rng.uniform(-12, 4, 30), [1.073, 0.9, 3.0]])
+    nu, x = nu.astype(np.float32), x.astype(np.float32)
+    ratio_nu, ratio_x, log_nu, log_x = jax.jit(
+        lambda *p: sum((jax.vmap(jax.grad(f, (0, 1)))(*p) for f in (kv_ratio, log_kve)), ())
+    )(nu, x)
+    # Sums of 56 terms whose exponents, up to 20, are rounded: 20 eps and a few more, twofold in a covariance. In x
+    # nu - 1/2 is what remains of terms of size one.
+    eps = float(np.finfo(np.float32).eps)
+    for value, exact, which, rtol in (
+        (ratio_x, oracle.ratio, 1, 80 * eps + 4 * eps / np.maximum(np.abs(2 * nu.astype(float) - 1), eps)),
+        (log_x, oracle.log_kve, 1, 80 * eps),
+        # A covariance of variables of width nu^(-1/2) about a mean rounded to eps times the exponent.
+        (ratio_nu, oracle.ratio, 0, 20 * eps * (1 + 50**0.5 * 6)),
+        # An even function of nu: by its curvature as long as nu^2 times that is below 2e-6, then a sum of odd terms
+        # of size eps next to sqrt(2e-6).
+        (log_nu, oracle.log_kve, 0, 4 * eps / 2e-6**0.5),
+    ):
+        expected = reference(oracle.partial(exact, which), nu, x)
+        assert np.all(np.abs(value - expected) <= rtol * np.abs(expected))
+
+
+def test_ratio_at_small_orders_and_arguments_in_single_precision():
+    """Where the power x^(2 nu - 1) is largest: the logarithm of x, near 80, is rounded to half of 8e-6."""
+    rng = np.random.default_rng(9)
+    nu = np.append(10.0 ** rng.uniform(-4, -0.5, 4000), 8.1028e-4).astype(np.float32)
+    x = np.append(10.0 ** rng.uniform(-35, -28, 4000), 2.82e-35).astype(np.float32)
+    ratio = np.asarray(kv_ratio(nu, x))
+    with jax.enable_x64(True):  # 1e-12, as tested above
+        expected = np.asarray(kv_ratio(nu.astype(float), x.astype(float)))
+    np.testing.assert_allclose(ratio, expected, rtol=8e-6)
+    assert ratio[-1] == pytest.approx(float(oracle.precise(oracle.ratio, nu[-1], x[-1])), rel=8e-6)
+
+
 def test_second_derivatives(x64):
     nu, x = derivative_points(4, 14)
     x = np.clip(x, 1e-60, 1e8)  # beyond, 1/x^2 leaves the range
