@@ -32,7 +32,7 @@ example:
   bayesfuse evaluate --references ref --estimates est --estimates fused=out/ -o scores.csv
 
 Sources that are silent have no score; they are counted and left out of the means.
-Exit status: 0 success, 1 some files failed (listed at the end), 2 error, 130 interrupted."""
+Exit status: 0 success, 1 some files failed (listed at the end), 2 error, 130 interrupted (143 by SIGTERM)."""
 
 
 def add(commands: Any) -> None:

@@ -37,7 +37,7 @@ examples:
   bayesfuse fuse --mixtures mix --estimates est --weights weights.nc -o fused
 
 what is written: OUT/NAME/SOURCE.wav. Files that are there are kept: an interrupted run goes on when started again.
-Exit status: 0 success, 1 some mixtures failed (listed at the end), 2 error, 130 interrupted."""
+Exit status: 0 success, 1 some mixtures failed (listed at the end), 2 error, 130 interrupted (143 by SIGTERM)."""
 
 
 def add(commands: Any) -> None:

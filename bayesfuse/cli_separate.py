@@ -43,7 +43,7 @@ what is written:
   OUT/result.nc                     everything, for bayesfuse.Result.load("result.nc") in Python; netCDF-4
 
 Trained dictionaries and compiled programs are kept in the cache folder, so a second run on the same recordings starts
-at once. Exit status: 0 success, 2 error (nothing is written then), 130 interrupted."""
+at once. Exit status: 0 success, 2 error (nothing is written then), 130 interrupted (143 by SIGTERM)."""
 
 
 def add(commands: Any) -> None:

@@ -36,7 +36,7 @@ example:
   bayesfuse fuse --mixtures new --estimates new-est --weights weights.nc -o fused
 
 An interrupted training goes on when started again. Exit status: 0 success, 1 some mixtures could not be used (listed at
-the end; the weights are written), 2 error, 130 interrupted."""
+the end; the weights are written), 2 error, 130 interrupted (143 by SIGTERM)."""
 
 
 def add(commands: Any) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -268,6 +269,22 @@ def test_interrupts_are_quiet(run, tmp_path, capsys, monkeypatch):
     assert run(*command, "-o", tmp_path / "out") == 130
     assert capsys.readouterr().err == "bayesfuse: error: interrupted\n"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_termination_cleans_up_like_an_interrupt(run, tmp_path, capsys, monkeypatch):
+    def terminated(*args, **kwargs):
+        assert len(list(tmp_path.iterdir())) == 1  # the hidden folder
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(10)
+        raise AssertionError("the signal was lost")
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(bayesfuse.separation, "separate", terminated)
+    command = ["separate", "mixture.wav", "--source", "speech=voice", "--source", "noise=noise.wav", *SMALL]
+    assert run(*command, "-o", tmp_path / "out") == 143
+    assert capsys.readouterr().err == "bayesfuse: error: interrupted\n"
+    assert list(tmp_path.iterdir()) == []
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_a_cache_that_cannot_be_written(run, tmp_path, capsys):
