@@ -252,6 +252,8 @@ def report(result: Result, *, sources: Sequence[str] | None = None) -> "Figure":
     sources
         Names of the sources shown, by default the first three.
     """
+    if not isinstance(result, Result):
+        raise ValueError(f"report got {result!r}; expected a Result, as separate or Result.load return it.")
     names = list(result.source_names[:3] if sources is None else sources)
     if not names:
         raise ValueError("report got no source to show; name at least one, or leave `sources` out.")
