@@ -13,7 +13,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from bayesfuse import cli_demo, cli_evaluate, cli_fuse, cli_separate, cli_train
+from bayesfuse import cli_demo, cli_evaluate, cli_fuse, cli_options, cli_separate, cli_train
 from bayesfuse._version import __version__
 from bayesfuse.cli_cache import default_cache as default_cache
 
@@ -80,7 +80,7 @@ def _complain(message: str, status: int = 2) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = cli_options.Parser(
         prog="bayesfuse",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Audio source separation by averaging over models: those of a variational NMF, or any others.",
