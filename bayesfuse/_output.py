@@ -42,8 +42,14 @@ def output_folder(path: str | os.PathLike[str], products: Sequence[str], *, over
     made = [folder for folder in (home, *home.parents) if not folder.exists()]
     temporary = None
     try:
-        home.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name or 'bayesfuse'}-", dir=home))
+        try:
+            home.mkdir(parents=True, exist_ok=True)
+            temporary = Path(tempfile.mkdtemp(prefix=f".{target.name or 'bayesfuse'}-", dir=home))
+        except PermissionError as error:
+            raise PermissionError(
+                f"cannot write {target}: no permission to create files in {existing}; choose another output folder, "
+                "such as with -o"
+            ) from error
         yield temporary
         # Made for the owner alone; the folder shall have the permissions that others get here.
         os.umask(mask := os.umask(0))

@@ -24,7 +24,7 @@ import scipy.signal
 from jaxtyping import Array, Float, Shaped
 
 from bayesfuse._audio_files import AUDIO_EXTENSIONS as AUDIO_EXTENSIONS
-from bayesfuse._audio_files import PathLike
+from bayesfuse._audio_files import PathLike, check_whole
 from bayesfuse._audio_files import collect as collect
 
 if TYPE_CHECKING:
@@ -107,6 +107,8 @@ def read(
     if rate is not None:
         rate = check_rate(rate)
     with _open(path) as file:
+        if file.frames == 0:
+            raise ValueError(f"{os.fspath(path)} holds no samples; there is nothing to read.")
         end = file.frames if stop is None else stop
         if not 0 <= start < end <= file.frames:
             raise ValueError(
@@ -340,6 +342,8 @@ def check_audio(
     """
     if rate is not None:
         check_rate(rate)
+    if isinstance(audio, str | os.PathLike):
+        raise ValueError(f"{name}: got the path {os.fspath(audio)!r}, expected samples; read it with bayesfuse.read.")
     try:
         array = np.asarray(audio)
     except (TypeError, ValueError) as error:
@@ -377,14 +381,16 @@ def check_audio(
 
 
 @contextmanager
-def _open(path: PathLike) -> "Iterator[soundfile.SoundFile]":
+def _open(path: Any) -> "Iterator[soundfile.SoundFile]":
     import soundfile
 
+    if not isinstance(path, str | os.PathLike):
+        raise ValueError(f"got {path!r}, a {type(path).__name__}; expected the path of an audio file.")
     name = os.fspath(path)
     if os.path.isdir(name):
         raise ValueError(f"{name} is a folder, not an audio file; `collect` lists the files in it.")
-    with open(name, "rb"):  # the system's own errors: missing, not permitted
-        pass
+    with open(name, "rb") as raw:  # the system's own errors first: missing, not permitted
+        check_whole(raw, name)
     try:
         with soundfile.SoundFile(name) as file:
             yield file

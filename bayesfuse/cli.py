@@ -5,13 +5,21 @@ at once.
 """
 
 import argparse
+import contextlib
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from typing import Any
 
-from bayesfuse import cli_demo, cli_evaluate, cli_fuse, cli_separate, cli_train
+from bayesfuse import cli_demo, cli_evaluate, cli_fuse, cli_options, cli_separate, cli_train
 from bayesfuse._version import __version__
 from bayesfuse.cli_cache import default_cache as default_cache
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, which ends a command as Ctrl-C does: what it wrote half is removed on the way."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -31,7 +39,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.print_help()
         return 0
     try:
-        return int(args.run(args) or 0)
+        with _termination():
+            return int(args.run(args) or 0)
+    except _Terminated:
+        return _complain("interrupted", 143)
     except KeyboardInterrupt:
         return _complain("interrupted", 130)
     except BrokenPipeError:  # the reader of our output has gone, such as `head`
@@ -45,13 +56,31 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _complain(str(error))
 
 
+@contextlib.contextmanager
+def _termination() -> Iterator[None]:
+    """Raises `_Terminated` within when the process is told to end, once: cleaning up is not interrupted again."""
+    if threading.current_thread() is not threading.main_thread():  # which alone can handle signals
+        yield
+        return
+
+    def terminate(number: int, frame: Any) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise _Terminated
+
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
+
+
 def _complain(message: str, status: int = 2) -> int:
     print(f"bayesfuse: error: {' '.join(message.split())}", file=sys.stderr)
     return status
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = cli_options.Parser(
         prog="bayesfuse",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Audio source separation by averaging over models: those of a variational NMF, or any others.",

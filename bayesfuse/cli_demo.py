@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from bayesfuse import cli_cache
+from bayesfuse import cli_cache, cli_options
 
 
 def add(commands: Any) -> None:
@@ -17,9 +17,16 @@ def add(commands: Any) -> None:
     )
     parser.set_defaults(run=run)
     parser.add_argument(
-        "-o", "--output", metavar="OUT", default="bayesfuse-demo", help="folder to write (default ./bayesfuse-demo)"
+        "-o",
+        "--output",
+        metavar="OUT",
+        type=cli_options.path,
+        default="bayesfuse-demo",
+        help="folder to write (default ./bayesfuse-demo)",
     )
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of all random numbers (default 0)")
+    parser.add_argument(
+        "--seed", type=cli_options.seed, default=0, metavar="N", help="of all random numbers (default 0)"
+    )
     parser.add_argument("--overwrite", action="store_true", help="write into OUT even if it holds something else")
     cli_cache.add_options(parser)
     parser.add_argument("--quiet", action="store_true", help="no progress bars")

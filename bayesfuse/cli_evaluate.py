@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bayesfuse import cli_folder
+from bayesfuse import cli_folder, cli_options
 
 if TYPE_CHECKING:
     from bayesfuse.evaluating import Job
@@ -32,7 +32,7 @@ example:
   bayesfuse evaluate --references ref --estimates est --estimates fused=out/ -o scores.csv
 
 Sources that are silent have no score; they are counted and left out of the means.
-Exit status: 0 success, 1 some files failed (listed at the end), 2 error, 130 interrupted."""
+Exit status: 0 success, 1 some files failed (listed at the end), 2 error, 130 interrupted (143 by SIGTERM)."""
 
 
 def add(commands: Any) -> None:
@@ -58,7 +58,7 @@ def add(commands: Any) -> None:
         "--metric", action="append", choices=_METRICS, metavar="NAME", help="as below; can be repeated (default sdr)"
     )
     parser.add_argument("--align", action="store_true", help="resample, pad or cut estimates that do not fit")
-    parser.add_argument("-o", "--output", metavar="CSV", help="file for the score of every file")
+    parser.add_argument("-o", "--output", metavar="CSV", type=cli_options.path, help="file for the score of every file")
     cli_folder.add_running(parser)
 
 
@@ -73,8 +73,9 @@ def run(args: argparse.Namespace) -> int:
         cli_folder.check_parent(output)
         keep = output.with_name(f".{output.name}.work")
     with cli_folder.workers(args.workers) as pool:
+        cli_options.stage(args, "scoring")
         found = evaluating.evaluate(
-            jobs, args.metric or ["sdr"], align=args.align, keep=keep, executor=pool, progress=not args.quiet
+            jobs, args.metric or ["sdr"], align=args.align, keep=keep, executor=pool, progress=cli_options.bars(args)
         )
     if output is not None and keep is not None:
         scores.write(found.table, output)

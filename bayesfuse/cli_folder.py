@@ -8,6 +8,8 @@ from concurrent.futures import Executor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bayesfuse import cli_options
+
 if TYPE_CHECKING:
     from bayesfuse.examples import Reading
     from bayesfuse.separators.folder import Folder
@@ -53,7 +55,11 @@ def add_frames(group: Any) -> None:
     """Adds the options about weights per frame and per channel."""
     group.add_argument("--time-varying", action="store_true", help="weights of their own for every frame")
     group.add_argument(
-        "--window", type=int, default=1024, metavar="N", help="length of a frame in samples, even (default 1024)"
+        "--window",
+        type=cli_options.even,
+        default=1024,
+        metavar="N",
+        help="length of a frame in samples, even (default 1024)",
     )
     group.add_argument(
         "--per-channel", action="store_true", help="weights of their own for every channel (default: shared)"
@@ -62,7 +68,9 @@ def add_frames(group: Any) -> None:
 
 def add_running(group: Any) -> None:
     """Adds the options about processes and talk."""
-    group.add_argument("--workers", type=int, default=1, metavar="N", help="mixtures worked on at a time (default 1)")
+    group.add_argument(
+        "--workers", type=cli_options.whole(1), default=1, metavar="N", help="mixtures worked on at a time (default 1)"
+    )
     group.add_argument("--quiet", action="store_true", help="no progress bars, no report")
 
 
@@ -86,7 +94,8 @@ def reading(args: argparse.Namespace, files: "Folder", keep: Any, pool: Executor
 
     if args.no_check and not args.align:
         return Reading()
-    report = check(files, keep=keep, executor=pool, progress=not args.quiet)
+    cli_options.stage(args, "checking the estimates")
+    report = check(files, keep=keep, executor=pool, progress=cli_options.bars(args))
     if not args.quiet:
         print(report.table())
         if report.corrections and not args.align:
@@ -99,8 +108,6 @@ def transform(args: argparse.Namespace) -> "STFT":
     """The frames of time-varying weights."""
     from bayesfuse.transforms import STFT
 
-    if args.window < 2 or args.window % 2:
-        raise ValueError(f"--window {args.window}: expected an even number of samples, at least 2")
     return STFT(args.window, args.window // 2)
 
 
@@ -122,8 +129,6 @@ def report_failures(failed: Mapping[str, str]) -> int:
 @contextlib.contextmanager
 def workers(count: int) -> Iterator[Executor | None]:
     """A pool of that many processes, or None for one."""
-    if count < 1:
-        raise ValueError(f"--workers {count}: expected at least 1")
     if count == 1:
         yield None
         return

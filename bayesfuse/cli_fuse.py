@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bayesfuse import cli_folder
+from bayesfuse import cli_folder, cli_options
 
 if TYPE_CHECKING:
     from bayesfuse.examples import Reading
@@ -37,7 +37,7 @@ examples:
   bayesfuse fuse --mixtures mix --estimates est --weights weights.nc -o fused
 
 what is written: OUT/NAME/SOURCE.wav. Files that are there are kept: an interrupted run goes on when started again.
-Exit status: 0 success, 1 some mixtures failed (listed at the end), 2 error, 130 interrupted."""
+Exit status: 0 success, 1 some mixtures failed (listed at the end), 2 error, 130 interrupted (143 by SIGTERM)."""
 
 
 def add(commands: Any) -> None:
@@ -50,13 +50,16 @@ def add(commands: Any) -> None:
         epilog=_EPILOG,
     )
     parser.set_defaults(run=run)
-    parser.add_argument("-o", "--output", metavar="OUT", required=True, help="folder to write")
+    parser.add_argument("-o", "--output", metavar="OUT", type=cli_options.path, required=True, help="folder to write")
     cli_folder.add_files(parser, references="folder of the true sources, for --ladder and oracle")
     method = parser.add_argument_group("method")
     method.add_argument("--method", choices=cli_folder.METHODS, help="as below (default: that of --weights, else mean)")
     method.add_argument("--weights", metavar="FILE", help="weights that `bayesfuse train` learned")
     method.add_argument(
-        "--beta", type=float, metavar="B", help="temperature of vb without --weights, in nats per frame (default 100)"
+        "--beta",
+        type=cli_options.temperature,
+        metavar="B",
+        help="temperature of vb without --weights, in nats per frame (default 100)",
     )
     cli_folder.add_frames(method)
     method.add_argument("--ladder", action="store_true", help="first print what oracles reach (needs --references)")
@@ -81,6 +84,7 @@ def run(args: argparse.Namespace) -> int:
     with cli_folder.workers(args.workers) as pool:
         reading = cli_folder.reading(args, files, state / "check", pool)
         failed = _print_ladder(args, files, reading, state / "ladder", pool) if args.ladder else {}
+        cli_options.stage(args, "combining the estimates")
         outcome = fuse_folder(
             files,
             args.output,
@@ -88,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
             reading=reading,
             overwrite=args.overwrite,
             executor=pool,
-            progress=not args.quiet,
+            progress=cli_options.bars(args),
         )
     if not args.quiet:
         print(f"{len(outcome.done)} made, {len(outcome.kept)} kept, {len(outcome.failed)} failed: {args.output}")
@@ -105,7 +109,7 @@ def _print_ladder(
 
     frames = cli_folder.transform(args)
     found, failed = ladder_of_folder(
-        files, reading=reading, transform=frames, keep=keep, executor=pool, progress=not args.quiet
+        files, reading=reading, transform=frames, keep=keep, executor=pool, progress=cli_options.bars(args)
     )
     print(found, end="\n\n")
     return failed

@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bayesfuse import cli_folder
+from bayesfuse import cli_folder, cli_options
 
 if TYPE_CHECKING:
     from bayesfuse.examples import Reading
@@ -36,7 +36,7 @@ example:
   bayesfuse fuse --mixtures new --estimates new-est --weights weights.nc -o fused
 
 An interrupted training goes on when started again. Exit status: 0 success, 1 some mixtures could not be used (listed at
-the end; the weights are written), 2 error, 130 interrupted."""
+the end; the weights are written), 2 error, 130 interrupted (143 by SIGTERM)."""
 
 
 def add(commands: Any) -> None:
@@ -49,7 +49,9 @@ def add(commands: Any) -> None:
         epilog=_EPILOG,
     )
     parser.set_defaults(run=run)
-    parser.add_argument("-o", "--output", metavar="FILE", required=True, help="file to write, such as weights.nc")
+    parser.add_argument(
+        "-o", "--output", metavar="FILE", type=cli_options.path, required=True, help="file to write, such as weights.nc"
+    )
     cli_folder.add_files(parser, references="folder of the true sources")
     method = parser.add_argument_group("method")
     method.add_argument("--method", choices=_METHODS, default="static-sdr", help="as below (default static-sdr)")
@@ -75,6 +77,7 @@ def run(args: argparse.Namespace) -> int:
     keep = output.with_name(f".{output.name}.work")
     with exclusive(keep / "lock"), cli_folder.workers(args.workers) as pool:
         reading = cli_folder.reading(args, files, keep / "check", pool)
+        cli_options.stage(args, "learning")
         learn = _train_network if args.method == "network" else _train_rules
         outcome, text = learn(args, files, reading, keep, pool)
     shutil.rmtree(keep, ignore_errors=True)
@@ -99,7 +102,7 @@ def _train_rules(
         per_channel=args.per_channel,
         keep=keep / "pairs",
         executor=pool,
-        progress=not args.quiet,
+        progress=cli_options.bars(args),
     )
     save_rules(list(rules.values()), Path(args.output))
     if args.quiet:
@@ -116,7 +119,7 @@ def _train_network(
     """Trains and writes a network; returns what became of the mixtures, and a report."""
     from bayesfuse.folder_network import train_network
 
-    progress = not args.quiet
+    progress = cli_options.bars(args)
     rule, score, outcome = train_network(files, reading=reading, window=args.window, keep=keep, progress=progress)
     rule.save(args.output)
     return outcome, f"network of {', '.join(rule.sources)}: {score:.2f} dB SDR on the mixtures kept for validation"

@@ -155,7 +155,9 @@ def _say(text: str, progress: bool) -> None:
 def _bar(items: Sequence[Any], description: str, progress: bool) -> Any:
     from tqdm.auto import tqdm
 
-    return tqdm(items, desc=description, unit="recording", disable=not progress)
+    return tqdm(
+        items, desc=description, unit="recording", disable=None if progress else True
+    )  # None: only on a terminal
 
 
 def _separate(

@@ -154,7 +154,10 @@ class Dictionary(eqx.Module):
             description = json.loads(str(content.pop("description")[()]))
             schema = description.pop("schema")
         except (ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as error:
-            raise ValueError(f"{path} is not a dictionary file, or is damaged ({error}): train it again") from error
+            raise ValueError(
+                f"{path} is not a dictionary file, or is damaged: give one that Dictionary.save wrote, or recordings "
+                "to train a new one on"
+            ) from error
         if schema != _SCHEMA:
             raise ValueError(f"{path} has schema {schema}, this version reads {_SCHEMA}: update, or train again")
         try:

@@ -126,6 +126,10 @@ def objective_traces(result: Result, *, ax: "Axes | None" = None) -> "Figure | S
         low, lowest = float(np.nanmin(shown)), float(np.nanmin(gaps))
         low = lowest if lowest > 3.0 * low else low
         ax.set_ylim(1.06 * low if low < 0 else -1.0, max(-0.06 * low, 0.5))
+    if len(result.trace_iterations) == 1:  # a lone dot would have an axis of fractions of an iteration
+        only = int(result.trace_iterations[0])
+        ax.set_xlim(only - 1, only + 1)
+        ax.set_xticks([only])
     ax.set_xlabel("iteration")
     ax.set_ylabel("objective − best [nat]")
     ax.set_title(f"Objective of each fit (best: {best:,.0f} nat)", fontsize=10)
@@ -252,6 +256,8 @@ def report(result: Result, *, sources: Sequence[str] | None = None) -> "Figure":
     sources
         Names of the sources shown, by default the first three.
     """
+    if not isinstance(result, Result):
+        raise ValueError(f"report got {result!r}; expected a Result, as separate or Result.load return it.")
     names = list(result.source_names[:3] if sources is None else sources)
     if not names:
         raise ValueError("report got no source to show; name at least one, or leave `sources` out.")
@@ -261,7 +267,7 @@ def report(result: Result, *, sources: Sequence[str] | None = None) -> "Figure":
     figure = new_figure(max(width, 13.5), height + 6.7)
     top, bottom = figure.subfigures(2, 1, squeeze=False, height_ratios=(height, 6.7), hspace=0.03).flat
     headline, *table = result.summary().splitlines()
-    figure.suptitle(plain(headline), fontsize=11, color=_INK)
+    figure.suptitle(f"{plain(headline)}\n{_how_to_read(result)}", fontsize=10.5, color=_INK)
 
     grid = top.subplots(1 + with_deviation, 1 + len(names), sharex=True, sharey=True, squeeze=False)
     axes, panels = [grid[0, 0]], [_Panel("mixture", _power(result, result.mixture, _MAX_COLUMNS))]
@@ -285,6 +291,14 @@ def report(result: Result, *, sources: Sequence[str] | None = None) -> "Figure":
     objective_traces(result, ax=lower.subplots())
     order_posterior(result, axes=list(right.subplots(2, 1, sharex=True, height_ratios=(1, 1.4))))
     return figure
+
+
+def _how_to_read(result: Result) -> str:
+    """One line about the page."""
+    terms = ["weight: the share of an order in the fused sources", "free energy, in nats: larger is better"]
+    if result.method in ("joint", "average"):
+        terms.append("β: temperature; a small one selects the best order, a large one averages all")
+    return f"How to read this page: {' · '.join(terms)}"
 
 
 class _Panel(NamedTuple):

@@ -346,11 +346,12 @@ class Result(eqx.Module):
 
     def _facts(self) -> list[str]:
         channels = self.mixture.shape[0]
+        tempered = self.method in ("joint", "average")  # the weights of the others have no temperature
         return [
             self.method,
             f"{self.duration:.2f} s, {channels} channel{'s' if channels > 1 else ''}, {self.rate} Hz",
             f"effective number of orders {self.effective_models:.2f} of {len(self.order_labels)}",
-            f"beta {self.beta_per_frame:g} nat per frame",
+            *([f"beta {self.beta_per_frame:g} nat per frame"] if tempered else []),
             f"seed {self.seed}",
             f"bayesfuse {self.version}",
         ]

@@ -25,26 +25,19 @@ import numpy as np
 from jaxtyping import Float
 
 from bayesfuse import estimates, fusion
+from bayesfuse._blocks import Block, fade, plan
+from bayesfuse._checks import check_level, check_seed
 from bayesfuse._version import __version__
 from bayesfuse.audio import check_audio, check_rate
 from bayesfuse.dictionary import Dictionary
 from bayesfuse.inference import Fit
 from bayesfuse.results import Result
-from bayesfuse.separators.vb_nmf import Settings, choose_shape, fit_joint, fit_orders
+from bayesfuse.separators.vb_nmf import Settings, check_settings, choose_shape, fit_joint, fit_orders
 from bayesfuse.sources import Known, Recordings, read_sources, train_sources
-from bayesfuse.transforms import STFT, Transform
-from bayesfuse.vbnmf import MAX_COMBINATIONS, Temper, Variant
+from bayesfuse.transforms import STFT, Transform, check_transform
+from bayesfuse.vbnmf import MAX_COMBINATIONS
 
 Method = Literal["joint", "average", "select", "mean"]
-
-
-class _Block(NamedTuple):
-    """Samples [start, stop) of the recording, and the frames of the whole that it answers for, [first, last)."""
-
-    start: int
-    stop: int
-    first: int
-    last: int
 
 
 class _Fitted(NamedTuple):
@@ -142,9 +135,11 @@ def separate(
         was expected and the remedy.
     """
     x = check_audio(mixture, rate, name="mixture")
+    check_level("mixture", x, x.dtype)
     rate = check_rate(rate)
-    transform = STFT() if transform is None else transform
+    transform = STFT() if transform is None else check_transform(transform)
     settings = _merged(settings, b, beta)
+    check_seed("separate", seed)
     if method not in get_args(Method):
         raise ValueError(f"method={method!r}: expected one of {', '.join(get_args(Method))}.")
     if time_varying and (method == "mean" or settings.variant == "explicit"):
@@ -152,8 +147,12 @@ def separate(
             "time_varying=True needs weights from free energies of the marginal variant: it goes with the methods "
             "joint, average and select."
         )
-    blocks = _plan(x.shape[-1], transform, rate, block_seconds, overlap_seconds)
+    length = x.shape[-1]
+    blocks = plan(length, transform.num_frames(length), transform.hop, rate, block_seconds, overlap_seconds)
     known = read_sources(sources, orders, rate, transform)
+    for name, source in known.items():
+        for recording in source.recordings or ():
+            check_level(f"sources[{name!r}]", recording, x.dtype)
     priors = _order_priors(order_prior, known)
     _check_learnable(known, min(transform.num_frames(block.stop - block.start) for block in blocks))
     combinations = math.prod(len(source.orders) for source in known.values())
@@ -161,6 +160,11 @@ def separate(
         raise ValueError(
             f"the orders make {combinations} combinations, more than {MAX_COMBINATIONS} for a joint model: give "
             "several orders to one source only, or fewer of them, or use method='average'."
+        )
+    if b == "auto" and combinations > MAX_COMBINATIONS:
+        raise ValueError(
+            f"b='auto' chooses b by a joint model, which takes up to {MAX_COMBINATIONS} combinations of orders, not "
+            f"{combinations}: give fewer orders, or a number for b, such as 0.2."
         )
     model = train_sources(known, rate, transform, dtype=x.dtype, seed=seed, cache=cache, progress=progress)
     names = tuple(model)
@@ -234,29 +238,18 @@ def separate(
     )
 
 
-def _merged(settings: Settings | None, b: float | str | None, beta: float | None) -> Settings:
+def _merged(settings: Any, b: Any, beta: Any) -> Settings:
     settings = Settings() if settings is None else settings
+    if not isinstance(settings, Settings):
+        raise ValueError(f"settings={settings!r}: expected bayesfuse.Settings(...).")
     if isinstance(b, str):
         if b != "auto":
             raise ValueError(f"b={b!r}: expected a positive number or 'auto'.")
     elif b is not None:
-        settings = dataclasses.replace(settings, b=float(b))
+        settings = dataclasses.replace(settings, b=b)
     if beta is not None:
-        settings = dataclasses.replace(settings, beta_per_frame=float(beta))
-    for name in ("a", "b"):
-        value = getattr(settings, name)
-        if not 0 < value < np.inf:
-            raise ValueError(f"{name}={value}: the shape of a Gamma prior is a positive number.")
-    if not settings.noise > 0 or settings.noise == np.inf:
-        raise ValueError(f"noise={settings.noise}: expected a positive number, relative to the mixture's mean power.")
-    if not settings.beta_per_frame >= 0:
-        raise ValueError(f"beta={settings.beta_per_frame}: the temperature is not negative.")
-    for name, choices in (("variant", get_args(Variant)), ("temper", get_args(Temper))):
-        if getattr(settings, name) not in choices:
-            raise ValueError(f"{name}={getattr(settings, name)!r}: expected one of {', '.join(choices)}.")
-    if settings.num_iters < 1:
-        raise ValueError(f"num_iters={settings.num_iters}: expected at least one iteration.")
-    return settings
+        settings = dataclasses.replace(settings, beta_per_frame=beta)
+    return check_settings(settings)
 
 
 def _order_of(candidate: Dictionary | int) -> int:
@@ -287,31 +280,9 @@ def _check_learnable(known: Mapping[str, Known], frames: int) -> None:
             )
 
 
-def _plan(length: int, transform: Transform, rate: int, block: float, overlap: float) -> list[_Block]:
-    """Blocks of equal length whose edges lie on the grid of frames, so that their frames are frames of the whole.
-
-    Equal, because blocks of other lengths compile other programs, and a short one would know little.
-    """
-    if not block > 0 or not 0 < overlap <= block / 2:
-        raise ValueError(
-            f"block_seconds={block}, overlap_seconds={overlap}: the overlap must be positive and at most half a block."
-        )
-    hop = transform.hop
-    fade = max(2, 2 * round(overlap * rate / hop / 2)) * hop
-    size = max(round(block * rate / hop) * hop, 2 * fade)
-    count = max(1, -(-(length - fade) // (size - fade)))
-    step = -(-(length - fade) // (count * hop)) * hop
-    starts, size = [i * step for i in range(count)], step + fade
-    seams = [0] + [(start + fade // 2) // hop for start in starts[1:]] + [transform.num_frames(length)]
-    return [
-        _Block(start, min(start + size, length), first, last)
-        for start, first, last in zip(starts, seams, seams[1:], strict=False)
-    ]
-
-
 def _fit_blocks(
     x: Float[np.ndarray, "channel sample"],
-    blocks: list[_Block],
+    blocks: list[Block],
     transform: Transform,
     candidates: list[list[Dictionary | int]],
     settings: Settings,
@@ -325,8 +296,6 @@ def _fit_blocks(
 
     several = len(blocks) * x.shape[0] > 1
     bar = tqdm(total=len(blocks) * x.shape[0], disable=not (progress and several), desc="Blocks", leave=False)
-    # The fit's own temperature cannot be zero; far below one nat in all it selects, too.
-    warm = dataclasses.replace(settings, beta_per_frame=max(settings.beta_per_frame, 1e-9))
     fitted = []
     with bar:
         for block in blocks:
@@ -335,9 +304,9 @@ def _fit_blocks(
                 power = np.asarray(transform.power(transform.analysis(channel[block.start : block.stop])))
                 inner = progress and not several
                 if method == "joint":
-                    fits = [fit_joint(power, candidates, warm, seed=seed, order_prior=priors, progress=inner)]
+                    fits = [fit_joint(power, candidates, settings, seed=seed, order_prior=priors, progress=inner)]
                 else:
-                    fits = fit_orders(power, candidates, warm, seed=seed, progress=inner)
+                    fits = fit_orders(power, candidates, settings, seed=seed, progress=inner)
                 row.append(_Fitted(fits))
                 bar.update()
             fitted.append(row)
@@ -345,7 +314,7 @@ def _fit_blocks(
 
 
 def _collect(
-    fitted: list[list[_Fitted]], blocks: list[_Block], transform: Transform
+    fitted: list[list[_Fitted]], blocks: list[Block], transform: Transform
 ) -> tuple[Float[np.ndarray, "order frame"], Float[np.ndarray, " order"]]:
     """Free energies of the recording: frames from the block that answers for them, summed over channels."""
     pieces, dictionary = [], 0.0
@@ -400,7 +369,7 @@ class _Rendered(NamedTuple):
 
 def _render(
     x: Float[np.ndarray, "channel sample"],
-    blocks: list[_Block],
+    blocks: list[Block],
     transform: Transform,
     fitted: list[list[_Fitted]],
     weights: Float[np.ndarray, "..."] | None,
@@ -418,15 +387,15 @@ def _render(
     between = np.zeros(grid, x.dtype) if keep_variances else None
     for i, (block, row) in enumerate(zip(blocks, fitted, strict=True)):
         place = slice(block.start, block.stop)
-        fade = _fade(blocks, i, x.dtype)
+        gains = fade(blocks, i, x.dtype)
         offset = block.start // transform.hop
         inside = slice(block.first - offset, block.last - offset)
         for channel, models in enumerate(row):
             X = transform.analysis(x[channel, place])
             power = np.asarray(transform.power(X))
 
-            def sound(gains: Float[np.ndarray, "source band frame"], X: Any = X, fade: Any = fade) -> np.ndarray:
-                return transform.synthesis(transform.expand(gains) * X, len(fade)) * fade
+            def sound(masks: Float[np.ndarray, "source band frame"], X: Any = X, gains: Any = gains) -> np.ndarray:
+                return transform.synthesis(transform.expand(masks) * X, len(gains)) * gains
 
             if weights is None:
                 moments = estimates.moments(power, models.fits[0])
@@ -441,23 +410,6 @@ def _render(
                 within[:, channel, :, block.first : block.last] = transform.spread(moments.within)[..., inside]
                 between[:, channel, :, block.first : block.last] = transform.spread(moments.between)[..., inside]
     return _Rendered(sources, kept, within, between)
-
-
-def _fade(blocks: list[_Block], i: int, dtype: np.dtype[Any]) -> Float[np.ndarray, " sample"]:
-    """Linear cross-fade with the neighbours; the fades of all blocks add up to one at every sample."""
-    block = blocks[i]
-    fade = np.ones(block.stop - block.start, dtype)
-    if i > 0:
-        overlap = blocks[i - 1].stop - block.start
-        fade[:overlap] = _ramp(overlap, dtype)
-    if i + 1 < len(blocks):
-        overlap = block.stop - blocks[i + 1].start
-        fade[-overlap:] = 1 - _ramp(overlap, dtype)
-    return fade
-
-
-def _ramp(length: int, dtype: np.dtype[Any]) -> Float[np.ndarray, " sample"]:
-    return ((np.arange(length) + 0.5) / length).astype(dtype)
 
 
 def _labels(

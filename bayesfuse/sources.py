@@ -60,11 +60,17 @@ def read_sources(
         For files that do not exist.
     """
     if not isinstance(sources, Mapping) or len(sources) < 2:
+        given = list(sources) if isinstance(sources, Mapping) else type(sources).__name__
         raise ValueError(
-            f"sources={list(sources)}: expected a mapping with at least two names, such as "
+            f"sources={given}: expected a mapping with at least two names, such as "
             '{"speech": "recordings/", "noise": "learn"}.'
         )
+    for name in sources:
+        if not isinstance(name, str) or not name or not name.isprintable():
+            raise ValueError(f"sources names {name!r}: expected a text of one or more printable characters.")
     orders = {} if orders is None else orders
+    if not isinstance(orders, Mapping):
+        raise ValueError(f'orders={orders!r}: expected a mapping, such as {{"speech": [2, 4, 8], "noise": 16}}.')
     unknown = sorted(set(orders) - set(sources))
     if unknown:
         raise ValueError(f"orders names {unknown}, which are not among the sources {list(sources)}.")
@@ -119,7 +125,9 @@ def _required(name: str, wanted: list[int] | None) -> list[int]:
     return wanted
 
 
-def _orders(name: str, value: int | Sequence[int]) -> list[int]:
+def _orders(name: str, value: Any) -> list[int]:
+    if isinstance(value, str) or not isinstance(value, Iterable | int | np.integer):
+        raise ValueError(f"orders[{name!r}]={value!r}: expected a whole number or a list of them, such as [2, 4, 8].")
     given = [value] if isinstance(value, int | np.integer) else list(value)
     if not given:
         raise ValueError(f"orders[{name!r}] is empty: expected at least one number of components.")
@@ -142,18 +150,19 @@ def _load(name: str, spec: Any, rate: int, transform: Transform, wanted: list[in
         loaded = [item if isinstance(item, Dictionary) else Dictionary.load(item) for item in items]
         dictionaries = _matching(name, loaded, rate, transform, wanted)
         return Known([dictionary.order for dictionary in dictionaries], dictionaries=dictionaries)
+    for item in items:
+        if not isinstance(item, np.ndarray | str | os.PathLike):
+            raise ValueError(
+                f"sources[{name!r}] holds a {type(item).__name__}: expected recordings (arrays or paths), "
+                f"dictionaries, or {LEARN!r}, and not a mixture of kinds."
+            )
     required = _required(name, wanted)
     waveforms: list[np.ndarray] = []
     for item in items:
         if isinstance(item, np.ndarray):
             waveforms.append(audio.check_audio(item, rate, name=f"sources[{name!r}]"))
-        elif isinstance(item, str | os.PathLike):
-            waveforms.extend(_read(name, path, rate) for path in audio.collect(item))
         else:
-            raise ValueError(
-                f"sources[{name!r}] holds a {type(item).__name__}: expected recordings (arrays or paths), "
-                f"dictionaries, or {LEARN!r}, and not a mixture of kinds."
-            )
+            waveforms.extend(_read(name, path, rate) for path in audio.collect(item))
     if not any(waveform.any() for waveform in waveforms):
         raise ValueError(f"sources[{name!r}]: all recordings are silent, nothing can be learned from them.")
     frames = sum(waveform.shape[0] * transform.num_frames(waveform.shape[1]) for waveform in waveforms)

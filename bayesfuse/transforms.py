@@ -349,6 +349,19 @@ class QERB(eqx.Module):
         return {"name": "qerb", "rate": self.rate, "bands": self.bands, "window": self.window}
 
 
+def check_transform(transform: Any) -> Transform:
+    """The transform, if it is one.
+
+    Raises
+    ------
+    ValueError
+        If it is something else, such as the name of one.
+    """
+    if isinstance(transform, type) or not all(hasattr(transform, name) for name in ("analysis", "power", "to_dict")):
+        raise ValueError(f"transform={transform!r}: expected a transform, such as STFT(1024, 512) or QERB(rate).")
+    return transform
+
+
 def transform_from_dict(description: Mapping[str, Any]) -> STFT | QERB:
     """The transform that a `to_dict` describes.
 

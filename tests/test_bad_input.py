@@ -8,6 +8,7 @@ from bayesfuse import audio, separation
 from bayesfuse.dictionary import Dictionary
 from bayesfuse.separation import separate
 from bayesfuse.separators.vb_nmf import Settings
+from bayesfuse.sources import read_sources
 from bayesfuse.transforms import STFT
 
 
@@ -20,6 +21,9 @@ def no_work(monkeypatch):
 
     monkeypatch.setattr(separation, "train_sources", started)
     monkeypatch.setattr(separation, "_fit_blocks", started)
+
+
+MANY = {"speech": list(range(1, 20)), "noise": [1, 2, 3, 4]}
 
 
 def recordings() -> dict:
@@ -46,6 +50,11 @@ def attempt(x=None, rate=RATE, sources=None, orders=None, **options):
         (np.zeros(0, np.float32), "mixture: is empty"),
         (np.zeros((2, 0), np.float32), "mixture: is empty"),
         (np.float32(1.0), "0 axes"),
+        ("kitchen.wav", "got the path 'kitchen.wav'.*bayesfuse.read"),
+        (1e-30 * mixture(), r"mixture: the peak of channel 0 is .*rescale the recording"),
+        (np.float32(1e38) * mixture(), "outside .*rescale"),
+        (1e-200 * mixture().astype(np.float64), "outside .1e-100, 1e.100.*float64"),
+        (np.stack([mixture(), 1e-25 * mixture()]), "peak of channel 1"),
         (np.zeros((2, 2, 50), np.float32), "3 axes"),
         (np.zeros((4000, 2), np.float32), "looks transposed"),
         (np.zeros(100, np.int16), "got integers"),
@@ -79,7 +88,7 @@ def test_rates_that_are_not_rates(no_work, rate):
         ({"speech": [2]}, "no entry for 'noise'"),
         ({"speech": [2], "noise": 2, "music": 2}, r"orders names \['music'\]"),
         ({"speech": [500], "noise": 2}, r"500 components, but its recordings have 1\d\d frames"),
-        ({"speech": list(range(1, 20)), "noise": [1, 2, 3, 4]}, "76 combinations, more than 64"),
+        (MANY, "76 combinations, more than 64"),
     ],
 )
 def test_orders(no_work, orders, message):
@@ -90,10 +99,18 @@ def test_orders(no_work, orders, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"b": 0.0}, "b=0.0: the shape of a Gamma prior"),
+        ({"b": 0.0}, "b=0.0: expected the shape of a Gamma prior"),
         ({"b": -1.0}, "b=-1.0"),
         ({"b": np.nan}, "b=nan"),
         ({"b": "best"}, "b='best'"),
+        ({"b": 51.0}, "b=51.0: .*at most 50"),
+        ({"b": "auto", "method": "average", "orders": MANY}, "b='auto' chooses.*not 76"),
+        ({"settings": "fast"}, "settings='fast': expected bayesfuse.Settings"),
+        ({"transform": "stft"}, r"transform='stft': expected a transform, such as STFT\(1024, 512\)"),
+        ({"transform": STFT}, "expected a transform"),
+        ({"seed": -1}, "seed=-1; expected a whole number"),
+        ({"seed": 2**31}, "seed=2147483648"),
+        ({"seed": 0.5}, "seed=0.5"),
         ({"settings": Settings(a=0.0)}, "a=0.0"),
         ({"settings": Settings(a=-0.2)}, "a=-0.2"),
         ({"settings": Settings(noise=0.0)}, "noise=0.0"),
@@ -103,7 +120,10 @@ def test_orders(no_work, orders, message):
         ({"beta": np.nan}, "beta=nan"),
         ({"method": "mean", "time_varying": True}, "time_varying"),
         ({"settings": Settings(variant="explicit"), "time_varying": True}, "time_varying"),
-        ({"block_seconds": 0.0}, "block_seconds=0.0"),
+        ({"block_seconds": 0.0}, "block_seconds=0.0: expected a positive"),
+        ({"block_seconds": np.nan}, "block_seconds=nan"),
+        ({"block_seconds": 0.01, "overlap_seconds": 0.0025}, "0.01: blocks of fewer than 512 samples, 0.064 s"),
+        ({"overlap_seconds": np.inf, "block_seconds": np.inf}, "overlap must be positive"),
         ({"block_seconds": 2.0, "overlap_seconds": 1.5}, "at most half a block"),
         ({"overlap_seconds": 0.0}, "overlap must be positive"),
         ({"order_prior": {"speech": [0.5, 0.6]}}, "order_prior"),
@@ -115,6 +135,26 @@ def test_orders(no_work, orders, message):
 def test_priors_and_settings(no_work, options, message):
     with pytest.raises(ValueError, match=message):
         attempt(**options)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("a", 51.0, "a=51.0: expected the shape"),
+        ("b", [0.2], r"b=\[0.2\]: expected the shape"),
+        ("beta_per_frame", "x", "beta='x': expected a temperature"),
+        ("num_iters", 2.5, "num_iters=2.5: expected a whole number of iterations, at least 1"),
+        ("num_iters", True, "num_iters=True"),
+        ("ml_iters", -1, "ml_iters=-1: .*at least 0"),
+        ("tolerance", -1.0, "tolerance=-1.0: expected a number of 0 or more"),
+        ("tolerance", np.nan, "tolerance=nan"),
+    ],
+)
+def test_settings_are_checked_before_work(no_work, name, value, message):
+    settings = Settings()
+    object.__setattr__(settings, name, value)  # past the run-time type check
+    with pytest.raises(ValueError, match=message):
+        attempt(settings=settings)
 
 
 @pytest.mark.parametrize("name", ["method", "variant", "temper"])
@@ -140,6 +180,10 @@ def test_choices_that_do_not_exist(no_work, name):
         ({"speech": voice(), "noise": [np.zeros(0, np.float32)]}, "is empty"),
         ({"speech": voice(), "noise": np.zeros(4000, np.float32)}, "all recordings are silent"),
         ({"speech": voice(), "noise": np.full(4000, np.nan, np.float32)}, "NaN"),
+        ({"sp\teech": voice(), "noise": noise()}, "sources names 'sp.*printable"),
+        ({"": voice(), "noise": noise()}, "sources names ''"),
+        ({"speech": None, "noise": noise()}, "'speech'.*holds a NoneType: expected recordings"),
+        ({"speech": voice(), "noise": 1e-30 * noise()}, "'noise'.*rescale"),
         ({"speech": voice(), "noise": 3}, "'noise'.*holds a int"),
         ({"speech": voice(), "noise": [3]}, "holds a int"),
         ({"speech": voice(), "noise": np.zeros(100, np.int16)}, "got integers"),
@@ -148,6 +192,22 @@ def test_choices_that_do_not_exist(no_work, name):
 def test_sources(no_work, sources, message):
     with pytest.raises(ValueError, match=message):
         attempt(sources=sources)
+
+
+@pytest.mark.parametrize(
+    ("sources", "orders", "message"),
+    [
+        (voice(), None, "sources=ndarray: expected a mapping"),
+        ({1: voice(), "noise": noise()}, None, "sources names 1"),
+        (recordings(), [2, 4], r"orders=\[2, 4\]: expected a mapping"),
+        (recordings(), {"speech": 2.0, "noise": 2}, r"orders\['speech'\]=2.0: expected a whole number or a list"),
+        (recordings(), {"speech": "2,4", "noise": 2}, "='2,4': expected"),
+    ],
+)
+def test_arguments_of_other_types(sources, orders, message):
+    unchecked = getattr(read_sources, "__wrapped__", read_sources)
+    with pytest.raises(ValueError, match=message):
+        unchecked(sources, orders, RATE, TRANSFORM)
 
 
 def test_more_to_learn_than_there_are_frames(no_work):
@@ -173,7 +233,10 @@ def test_files_that_are_damaged(no_work, tmp_path):
     audio.write(tmp_path / "short.flac", voice(), RATE)
     whole = (tmp_path / "short.flac").read_bytes()
     (tmp_path / "short.flac").write_bytes(whole[: len(whole) // 2])
-    for name in ("text.wav", "nothing.wav", "short.flac"):
+    audio.write(tmp_path / "cut.wav", voice(), RATE)
+    whole = (tmp_path / "cut.wav").read_bytes()
+    (tmp_path / "cut.wav").write_bytes(whole[: len(whole) // 2])
+    for name in ("text.wav", "nothing.wav", "short.flac", "cut.wav"):
         with pytest.raises(ValueError, match=name):
             attempt(sources={"speech": tmp_path / name, "noise": noise()})
     (tmp_path / "speech.npz").write_bytes(b"PK this is not a dictionary")
@@ -269,6 +332,14 @@ def test_extreme_levels_are_separated(gain):
     reference, result = result_of(mixture()), result_of((np.float32(gain) * mixture()).astype(np.float32))
     peak = np.abs(reference.sources).max()
     np.testing.assert_allclose(result.sources / np.float32(gain), reference.sources, rtol=0, atol=1e-3 * peak)
+
+
+def test_selection_after_a_choice_of_the_shape():
+    """A temperature of zero is as good for choosing b as it is for the fit."""
+    result = separate(
+        mixture(), RATE, dictionaries(), transform=TRANSFORM, b="auto", beta=0.0, settings=Settings(num_iters=1)
+    )
+    assert sorted(result.weights) == [0.0, 1.0]
 
 
 def test_silence_with_a_source_to_be_learned_is_silence():

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 from small_example import RATE, dictionaries, mixture, noise, voice
 
 import bayesfuse
@@ -193,33 +195,130 @@ def test_saved_dictionaries_other_rates_and_names_with_commas(run, tmp_path):
         (["mixture.wav", "--orders", "speech=two"], "expected whole numbers"),
         (["mixture.wav", "--orders", "speech=0"], "contains 0"),
         (["mixture.wav", "--orders", "speech=2,2"], "repeats an order"),
-        (["mixture.wav", "--orders", "music=2"], "orders names"),
-        (["mixture.wav", "--b", "0"], "b=0.0"),
-        (["mixture.wav", "--beta", "-1"], "beta=-1.0"),
-        (["mixture.wav", "--window", "255"], "window"),
-        (["mixture.wav", "--iterations", "0"], "num_iters=0"),
-        (["mixture.wav", "--block-seconds", "0"], "block_seconds=0"),
-        (["mixture.wav", "--rate", "0"], "sampling rate"),
-        (["mixture.wav", "--method", "mean", "--time-varying"], "time_varying"),
+        (["mixture.wav", "--orders", "music=2"], "--orders names 'music'"),
+        (["mixture.wav", "--orders", "speech=2", "--orders", "bass=2"], "names 'bass', but there is no such --source"),
+        (["mixture.wav", "--source", "bass=voice"], "no --orders for the source 'bass': say"),
+        (["mixture.wav", "--source", "speech=kept/other.npz"], "other.npz is not a dictionary file"),
+        (["mixture.wav", "--source", "speech=none.wav"], "none.wav holds no samples"),
+        (["mixture.wav", "--orders", "speech=9999"], "--orders speech asks for 9999"),
+        (
+            ["mixture.wav", "--orders", "speech=1,2,3,4,5,6,7,8,9", "--orders", "noise=1,3,4,5,6,7,8,9"],
+            "--method average",
+        ),
+        (["none.wav"], "none.wav holds no samples"),
+        (["empty.ogg"], "empty.ogg holds no samples"),
+        (["cut.wav"], "cut.wav is cut off"),
+        (["mixture.wav", "--b", "0"], "--b: must be a number or auto, the number above 0 and at most 50, not '0'"),
+        (["mixture.wav", "--b", "foo"], "--b: must be a number or auto"),
+        (["mixture.wav", "--beta", "-1"], "--beta: must be 0 or more, not '-1'"),
+        (["mixture.wav", "--beta", "nan"], "--beta: must be 0 or more"),
+        (["mixture.wav", "--noise", "0"], "--noise: must be a positive number"),
+        (["mixture.wav", "--seed", "-1"], "--seed: must be a whole number from 0 to 2147483647, not '-1'"),
+        (["mixture.wav", "--seed", "99999999999"], "--seed: must be"),
+        (["mixture.wav", "--window", "255"], "--window: must be even"),
+        (["mixture.wav", "--window", "0"], "--window: must be even, and at least 2"),
+        (["mixture.wav", "--iterations", "0"], "--iterations: must be a whole number of at least 1, not '0'"),
+        (["mixture.wav", "--iterations", "2.5"], "--iterations: must be a whole number"),
+        (["mixture.wav", "--block-seconds", "0"], "--block-seconds: must be a positive number of seconds, or inf"),
+        (["mixture.wav", "--block-seconds", "nan"], "--block-seconds: must be"),
+        (["mixture.wav", "--block-seconds", "0.01"], "--block-seconds 0.01: blocks shorter than two windows, 0.064 s"),
+        (["mixture.wav", "--rate", "0"], "--rate: must be a whole number of at least 1"),
+        (["mixture.wav", "--method", "mean", "--time-varying"], "--time-varying takes weights"),
+        (["mixture.wav", "--variant", "explicit", "--time-varying"], "not with --variant explicit"),
+        (["mixture.wav", "-o", ""], "-o/--output: must name a file or folder"),
     ],
 )
 def test_errors_are_one_line_and_leave_nothing(run, recordings, tmp_path, capsys, arguments, message):
     (recordings / "broken.wav").write_bytes(b"RIFF nonsense")
     audio.write(recordings / "fast.wav", voice(), 16000)
+    (recordings / "cut.wav").write_bytes((recordings / "noise.wav").read_bytes()[:-1000])
+    (recordings / "empty.ogg").write_bytes(b"")
+    soundfile.write(recordings / "none.wav", np.zeros(0), RATE)
+    (recordings / "kept").mkdir(exist_ok=True)
+    np.savez(recordings / "kept" / "other.npz", x=np.zeros(3))
     defaults = {"--source speech": ["--source", "speech=voice"], "--orders speech": ["--orders", "speech=2"]}
     words = " ".join(arguments)
     extra = [item for key, value in defaults.items() if key not in words for item in value]
-    extra += ["--source", "noise=noise.wav", "--orders", "noise=2"]
+    extra += ["--source", "noise=noise.wav"] + ([] if "noise=" in words else ["--orders", "noise=2"])
     if "--window" not in arguments:
         extra += ["--window", "256"]
-    status = run("separate", *arguments, *extra, "-o", tmp_path / "a" / "out")
+    if "-o" not in arguments:
+        extra += ["-o", tmp_path / "a" / "out"]
+    status = run("separate", *arguments, *extra)
     captured = capsys.readouterr()
     assert status == 2
     assert captured.out == ""
-    lines = captured.err.splitlines()
+    lines = [line for line in captured.err.splitlines() if not line.startswith("bayesfuse: separating ")]
     assert len(lines) == 1 and lines[0].startswith("bayesfuse: error: ")
     assert message in lines[0]
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("sources", "message"),
+    [
+        ([], "at least two sources are needed, none is given"),
+        (["speech=voice"], "only 'speech' is given"),
+        (["speech=learn", "noise=learn"], "every --source is to be learned"),
+    ],
+)
+def test_sources_that_are_too_few(run, tmp_path, capsys, sources, message):
+    words = [word for source in sources for word in ("--source", source)]
+    assert run("separate", "missing.wav", *words, "-o", tmp_path / "out") == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("command", "words", "message"),
+    [
+        ("fuse", ["--window", "3"], "--window: must be even"),
+        ("fuse", ["--beta", "-1"], "--beta: must be 0 or more"),
+        ("train", ["--workers", "0"], "--workers: must be a whole number of at least 1"),
+        ("demo", ["--seed", "x"], "--seed: must be a whole number"),
+        ("demo", ["-o", ""], "--output: must name"),
+        ("separate", ["--loud"], "MIXTURE"),
+    ],
+)
+def test_options_are_refused_in_one_line(command, words, message, capsys):
+    assert cli.main([command, "-o", "out", *words]) == 2
+    text = capsys.readouterr().err
+    assert text.startswith("bayesfuse: error: ") and text.count("\n") == 1
+    assert message in text and f"bayesfuse {command} --help" in text
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda x: 0 * x, "the recording is silent"),
+        (lambda x: np.stack([x, 0 * x]), "channel 2 of 2 is silent"),
+        (lambda x: np.clip(1000 * x, -1, 1), "% of the samples are clipped"),
+        (lambda x: x[:100], "has 100 samples (0.0125 s), fewer than the window of 256"),
+        (lambda x: x, None),
+    ],
+)
+def test_odd_recordings_get_a_note(run, recordings, tmp_path, capsys, monkeypatch, make, message):
+    def stop(*args, **kwargs):
+        raise ValueError("enough")
+
+    monkeypatch.setattr(bayesfuse.separation, "separate", stop)
+    audio.write(tmp_path / "odd.wav", make(mixture()), RATE)
+    command = ["separate", tmp_path / "odd.wav", "--source", "speech=voice", "--source", "noise=noise.wav", *SMALL]
+    assert run(*command, "-o", tmp_path / "out") == 2
+    notes = [line for line in capsys.readouterr().err.splitlines() if line.startswith("bayesfuse: note: ")]
+    assert len(notes) == (message is not None)
+    assert message is None or message in notes[0]
+
+
+def test_names_that_differ_from_those_of_files(run, tmp_path, capsys):
+    """And: stages instead of bars where the standard error output is no terminal."""
+    command = ["separate", "mixture.wav", "--source", "a b=voice", "--source", "a_b=noise.wav", "--orders", "a b=2"]
+    command += ["--orders", "a_b=2", "--window", "256", "--iterations", "1", "--block-seconds", "inf"]
+    assert run(*command, "-o", tmp_path / "out") == 0
+    captured = capsys.readouterr()
+    assert (
+        "The source 'a b' is in files named a_b.wav.\nThe source 'a_b' is in files named a_b-2.wav.\n" in captured.out
+    )
+    assert [line[:21] for line in captured.err.splitlines()] == ["bayesfuse: separating", "bayesfuse: drawing th"]
 
 
 def test_outputs_that_cannot_be_written(run, tmp_path, capsys, monkeypatch):
@@ -239,7 +338,7 @@ def test_outputs_that_cannot_be_written(run, tmp_path, capsys, monkeypatch):
         _output.tempfile, "mkdtemp", lambda **_: (_ for _ in ()).throw(PermissionError(13, "denied", "x"))
     )
     assert run(*command, "-o", tmp_path / "new") == 2
-    assert "x: denied" in capsys.readouterr().err
+    assert f"no permission to create files in {tmp_path}; choose another" in capsys.readouterr().err
     assert sorted(tree(tmp_path)) == ["file", "full", "full/other.txt"]
 
 
@@ -266,8 +365,24 @@ def test_interrupts_are_quiet(run, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(bayesfuse.separation, "separate", interrupted)
     command = ["separate", "mixture.wav", "--source", "speech=voice", "--source", "noise=noise.wav", *SMALL]
     assert run(*command, "-o", tmp_path / "out") == 130
-    assert capsys.readouterr().err == "bayesfuse: error: interrupted\n"
+    assert capsys.readouterr().err.splitlines()[1:] == ["bayesfuse: error: interrupted"]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_termination_cleans_up_like_an_interrupt(run, tmp_path, capsys, monkeypatch):
+    def terminated(*args, **kwargs):
+        assert len(list(tmp_path.iterdir())) == 1  # the hidden folder
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(10)
+        raise AssertionError("the signal was lost")
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(bayesfuse.separation, "separate", terminated)
+    command = ["separate", "mixture.wav", "--source", "speech=voice", "--source", "noise=noise.wav", *SMALL]
+    assert run(*command, "-o", tmp_path / "out") == 143
+    assert capsys.readouterr().err.splitlines()[1:] == ["bayesfuse: error: interrupted"]
+    assert list(tmp_path.iterdir()) == []
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_a_cache_that_cannot_be_written(run, tmp_path, capsys):

@@ -136,6 +136,23 @@ def test_objective_traces():
     assert low < np.nanmin(trace[:, 2:] - max(finals)) and high > 0
 
 
+def test_a_lone_objective_value_has_an_axis_of_iterations():
+    ax = plots.objective_traces(make_result(records=1)).axes[0]
+    assert ax.get_xticks().tolist() == [1] and ax.get_xlim() == (0, 2)
+
+
+@pytest.mark.parametrize(("method", "tempered"), [("joint", True), ("average", True), ("select", False)])
+def test_the_report_says_how_to_read_it(method, tempered):
+    title = plots.report(make_result(method=method)).get_suptitle()
+    assert "How to read this page: weight" in title and "larger is better" in title
+    assert ("β: temperature" in title) == ("beta 20" in title) == tempered
+
+
+def test_a_report_is_of_a_result():
+    with pytest.raises(ValueError, match="report got 'x'; expected a Result"):
+        getattr(plots.report, "__wrapped__", plots.report)("x")
+
+
 @pytest.mark.parametrize("per_frame", [False, True])
 def test_order_posterior(per_frame):
     result = make_result(per_frame=per_frame)

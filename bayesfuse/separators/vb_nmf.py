@@ -8,7 +8,10 @@ separation", IEEE/ACM Transactions on Audio, Speech and Language Processing 24(7
 
 import dataclasses
 import itertools
-from collections.abc import Sequence
+import math
+import numbers
+from collections.abc import Callable, Sequence
+from typing import Any, get_args
 
 import jax.numpy as jnp
 import numpy as np
@@ -25,6 +28,11 @@ from bayesfuse.transforms import STFT, Transform
 from bayesfuse.vbnmf import Factor, Temper, Variant, make_prior
 
 Model = Sequence[Sequence[Dictionary | int]]
+
+# Bessel functions are computed up to this order.
+_LARGEST_SHAPE = 50.0
+# Nats per frame. The temperature of a fit cannot be zero; far below one nat in all it selects, too.
+_COLDEST = 1e-9
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +52,46 @@ class Settings:
     num_iters: int = 50
     tolerance: float | None = None
     ml_iters: int = 10
+
+
+def check_settings(settings: Settings) -> Settings:
+    """The settings, with numbers as floats and ints of Python, if a model can be fitted with them.
+
+    Raises
+    ------
+    ValueError
+        That names the field, what it is, and what was expected.
+    """
+    shape = f"the shape of a Gamma prior, above 0 and at most {_LARGEST_SHAPE:g}"
+    reals: list[tuple[str, Callable[[float], bool], str]] = [
+        ("a", lambda x: 0 < x <= _LARGEST_SHAPE, shape),
+        ("b", lambda x: 0 < x <= _LARGEST_SHAPE, shape),
+        ("noise", lambda x: 0 < x < math.inf, "a positive number, relative to the mixture's mean power"),
+        ("beta_per_frame", lambda x: x >= 0, "a temperature in nats per frame, 0 or more"),
+        ("tolerance", lambda x: 0 <= x < math.inf, "a number of 0 or more, or None for a fixed number of iterations"),
+    ]
+    checked: dict[str, Any] = {}
+    for name, accept, expected in reals:
+        value = getattr(settings, name)
+        if name == "tolerance" and value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, numbers.Real) or not accept(float(value)):
+            raise _refused(settings, name, expected)
+        checked[name] = float(value)
+    for name, least in (("num_iters", 1), ("ml_iters", 0)):
+        value = getattr(settings, name)
+        if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < least:
+            raise _refused(settings, name, f"a whole number of iterations, at least {least}")
+        checked[name] = int(value)
+    for name, choices in (("variant", get_args(Variant)), ("temper", get_args(Temper))):
+        if getattr(settings, name) not in choices:
+            raise _refused(settings, name, f"one of {', '.join(choices)}")
+    return dataclasses.replace(settings, **checked)
+
+
+def _refused(settings: Settings, name: str, expected: str) -> ValueError:
+    shown = "beta" if name == "beta_per_frame" else name
+    return ValueError(f"{shown}={getattr(settings, name)!r}: expected {expected}.")
 
 
 def fit_joint(
@@ -75,7 +123,7 @@ def fit_joint(
         a=settings.a,
         b=settings.b,
         noise=settings.noise,
-        beta=settings.beta_per_frame * power.shape[1],
+        beta=max(settings.beta_per_frame, _COLDEST) * power.shape[1],
         order=order_prior,
         activation_mean=[[1.0 / c if isinstance(c, int) else 1.0 for c in row] for row in model],
         temper=settings.temper,
