@@ -1,5 +1,6 @@
 """An output folder that appears complete or not at all."""
 
+import errno
 import os
 import shutil
 import tempfile
@@ -45,7 +46,9 @@ def output_folder(path: str | os.PathLike[str], products: Sequence[str], *, over
         try:
             home.mkdir(parents=True, exist_ok=True)
             temporary = Path(tempfile.mkdtemp(prefix=f".{target.name or 'bayesfuse'}-", dir=home))
-        except PermissionError as error:
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+                raise
             raise PermissionError(
                 f"cannot write {target}: no permission to create files in {existing}; choose another output folder, "
                 "such as with -o"

@@ -270,8 +270,8 @@ def _notes(mixture: "np.ndarray", rate: int, window: int) -> Iterator[str]:
         yield f"{100 * share:.1f} % of the samples are clipped: the distortion stays in the sources"
     if mixture.shape[-1] < window:
         yield (
-            f"the recording has {mixture.shape[-1]} samples ({mixture.shape[-1] / rate:.3g} s), fewer than the window "
-            f"of {window}: choose a shorter --window, or a longer recording"
+            f"the recording has {mixture.shape[-1]} sample(s) ({mixture.shape[-1] / rate:.3g} s), fewer than the "
+            f"window of {window}: choose a shorter --window, or a longer recording"
         )
 
 

@@ -295,10 +295,10 @@ def report(result: Result, *, sources: Sequence[str] | None = None) -> "Figure":
 
 def _how_to_read(result: Result) -> str:
     """One line about the page."""
-    terms = ["weight: the share of an order in the fused sources", "free energy, in nats: larger is better"]
+    terms = ["weights: shares of the orders in the sources", "free energy (nats): larger is better"]
     if result.method in ("joint", "average"):
-        terms.append("β: temperature; a small one selects the best order, a large one averages all")
-    return f"How to read this page: {' · '.join(terms)}"
+        terms.append("β: temperature, 0 selects, ∞ averages alike")
+    return f"How to read this page · {' · '.join(terms)}"
 
 
 class _Panel(NamedTuple):

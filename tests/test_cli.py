@@ -292,7 +292,7 @@ def test_options_are_refused_in_one_line(command, words, message, capsys):
         (lambda x: 0 * x, "the recording is silent"),
         (lambda x: np.stack([x, 0 * x]), "channel 2 of 2 is silent"),
         (lambda x: np.clip(1000 * x, -1, 1), "% of the samples are clipped"),
-        (lambda x: x[:100], "has 100 samples (0.0125 s), fewer than the window of 256"),
+        (lambda x: x[:100], "has 100 sample(s) (0.0125 s), fewer than the window of 256"),
         (lambda x: x, None),
     ],
 )

@@ -144,7 +144,7 @@ def test_a_lone_objective_value_has_an_axis_of_iterations():
 @pytest.mark.parametrize(("method", "tempered"), [("joint", True), ("average", True), ("select", False)])
 def test_the_report_says_how_to_read_it(method, tempered):
     title = plots.report(make_result(method=method)).get_suptitle()
-    assert "How to read this page: weight" in title and "larger is better" in title
+    assert "How to read this page · weight" in title and "larger is better" in title
     assert ("β: temperature" in title) == ("beta 20" in title) == tempered
 
 
