@@ -13,12 +13,9 @@ Problem: F = 513 frequencies, N = 300 frames, 50 iterations, float32. Competing 
 same load of the machine; the reported ratio is that of the medians. Compilation is timed apart.
 """
 
-import argparse
 import json
 import math
 import os
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -29,6 +26,7 @@ import _reference as reference
 import jax
 import jax.numpy as jnp
 import numpy as np
+from _sections import Row, in_subprocess, run
 
 from bayesfuse import gig, inference, nmf
 from bayesfuse.special import fixed_order
@@ -46,30 +44,6 @@ class Size(NamedTuple):
     entries: int = 1_000_000
     orders: tuple[int, ...] = ORDERS
     minutes: tuple[float, ...] = (1 / 6, 10.0)
-
-
-class Row(NamedTuple):
-    """One line of the report. `aim` is a bound of `measured`, from below or above as `at_least` says."""
-
-    letter: str
-    what: str
-    measured: float
-    unit: str
-    aim: float | None
-    at_least: bool
-    detail: str
-
-    @property
-    def met(self) -> bool | None:
-        if self.aim is None or math.isnan(self.measured):
-            return None
-        return self.measured >= self.aim if self.at_least else self.measured <= self.aim
-
-    def cells(self) -> list[str]:
-        value = "-" if math.isnan(self.measured) else f"{self.measured:.3g}{self.unit}"
-        aim = "-" if self.aim is None else f"{'≥' if self.at_least else '≤'} {self.aim:g}{self.unit}"
-        verdict = {True: "met", False: "MISSED", None: "-"}[self.met]
-        return [f"({self.letter}) {self.what}", value, aim, verdict, self.detail]
 
 
 def draw_power(size: Size, order: int = 32, seed: int = 0) -> np.ndarray:
@@ -287,7 +261,7 @@ def first_result(size: Size, repeats: int) -> list[Row]:
     if importlib.util.find_spec("bayesfuse.cli") is None:
         return [Row("g", what, math.nan, " s", 60, False, "skipped: bayesfuse.cli is not there yet")]
     with tempfile.TemporaryDirectory() as folder:
-        report = _in_subprocess(_DEMO, os.path.join(folder, "demo"))
+        report = in_subprocess(_DEMO, os.path.join(folder, "demo"))
     share = report["compile"] / report["seconds"]
     detail = (
         f"one cold process, imports included, no caches; compilation {report['compile']:.1f} s = {100 * share:.0f} %"
@@ -325,7 +299,7 @@ def peak_memory(size: Size, repeats: int) -> list[Row]:
     if not os.path.exists("/proc/self/status"):
         return [Row("h", "peak memory", math.nan, " MiB", None, False, "skipped: read from /proc, which is not there")]
     for minutes in size.minutes:
-        report = _in_subprocess(_MEMORY, str(60 * minutes), json.dumps(list(size.orders)))
+        report = in_subprocess(_MEMORY, str(60 * minutes), json.dumps(list(size.orders)))
         detail = (
             f"{report['before']:.0f} MiB before the call; joint model of {len(size.orders)} orders at 16 kHz in "
             f"{report['seconds']:.1f} s, compilation included"
@@ -333,14 +307,6 @@ def peak_memory(size: Size, repeats: int) -> list[Row]:
         what = f"peak memory of separating {60 * minutes:.0f} s"
         rows.append(Row("h", what, report["peak"], " MiB", None, False, detail))
     return rows
-
-
-def _in_subprocess(code: str, *arguments: str) -> dict[str, Any]:
-    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
-    lines = [line for line in done.stdout.splitlines() if line.startswith("REPORT")]
-    if done.returncode or not lines:
-        raise RuntimeError(f"the measured process ended with {done.returncode}:\n{done.stderr[-2000:]}")
-    return json.loads(lines[-1].removeprefix("REPORT"))
 
 
 SECTIONS: dict[str, Callable[[Size, int], list[Row]]] = {
@@ -356,27 +322,15 @@ SECTIONS: dict[str, Callable[[Size, int], list[Row]]] = {
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default=",".join(SECTIONS), help="letters, separated by commas (default: all)")
-    parser.add_argument("--repeats", type=int, default=5, help="timed calls of each competitor (default: 5)")
-    options = parser.parse_args(arguments)
-    letters = options.only.split(",")
-    if unknown := set(letters) - set(SECTIONS):
-        parser.error(f"unknown letters {sorted(unknown)}: expected some of {','.join(SECTIONS)}")
     size = Size()
-    print(common.environment(), flush=True)
-    print(f"F = {size.freq}, N = {size.frames}, {size.iters} iterations, float32, median of {options.repeats}\n")
-    from tqdm.auto import tqdm
-
-    rows = []
-    for letter in tqdm(letters, desc="sections", unit="section"):
-        rows += SECTIONS[letter](size, options.repeats)
-        tqdm.write("  ".join(rows[-1].cells()))
-    print()
-    print(common.table(["", "measured", "aim", ""], [row.cells()[:4] for row in rows]))
-    print()
-    for row in rows:
-        print(f"({row.letter}) {row.what}: {row.detail}")
+    sections = {letter: partial(section, size) for letter, section in SECTIONS.items()}
+    run(
+        __doc__,
+        sections,
+        arguments,
+        repeats=5,
+        about=f"F = {size.freq}, N = {size.frames}, {size.iters} iterations, float32, median of {{repeats}}",
+    )
 
 
 if __name__ == "__main__":

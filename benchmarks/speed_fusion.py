@@ -12,7 +12,6 @@ The frames are those of a noisy source with estimates of different quality. SLSQ
 time extrapolated linearly. Competing calls alternate; the reported ratio is that of the medians.
 """
 
-import argparse
 import importlib.util
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -20,7 +19,7 @@ from typing import Any, NamedTuple
 import _common as common
 import jax
 import numpy as np
-from speed import Row, _in_subprocess
+from _sections import Row, in_subprocess, run
 
 from bayesfuse.fusion import Gram, gram, kkt_residual, oracle_weights, squared_error
 
@@ -174,7 +173,7 @@ def long_file(size: Size, repeats: int) -> list[Row]:
     rows = []
     for kind in ("per frame", "per frame and band"):
         arguments = (str(60 * size.minutes), str(size.models), "banded" if kind.endswith("band") else "plain")
-        report = _in_subprocess(_LONG, *arguments)
+        report = in_subprocess(_LONG, *arguments)
         detail = (
             f"{report['before']:.2f} GiB before; {size.models} estimates at 16 kHz, {report['frames']} frames; files "
             f"read, weighted and written in {report['seconds']:.0f} s"
@@ -193,23 +192,8 @@ SECTIONS: dict[str, Callable[[Size, int], list[Row]]] = {
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default=",".join(SECTIONS), help="letters, separated by commas (default: all)")
-    parser.add_argument("--repeats", type=int, default=3, help="timed calls of each competitor (default: 3)")
-    options = parser.parse_args(arguments)
-    letters = options.only.split(",")
-    if unknown := set(letters) - set(SECTIONS):
-        parser.error(f"unknown letters {sorted(unknown)}: expected some of {','.join(SECTIONS)}")
-    print(common.environment(), flush=True)
-    rows = []
-    for letter in letters:
-        rows += SECTIONS[letter](Size(), options.repeats)
-        print("  ".join(rows[-1].cells()), flush=True)
-    print()
-    print(common.table(["", "measured", "aim", ""], [row.cells()[:4] for row in rows]))
-    print()
-    for row in rows:
-        print(f"({row.letter}) {row.what}: {row.detail}")
+    sections = {letter: partial(section, Size()) for letter, section in SECTIONS.items()}
+    run(__doc__, sections, arguments, repeats=3, about="float64, median of {repeats}")
 
 
 if __name__ == "__main__":

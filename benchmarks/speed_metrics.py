@@ -15,7 +15,6 @@ ratio below 80 dB is printed. An implementation that is not installed is skipped
     python -m pip install mir_eval fast_bss_eval museval      # museval needs ffmpeg
 """
 
-import argparse
 import importlib
 import math
 import warnings
@@ -26,7 +25,7 @@ from typing import Any, NamedTuple
 
 import _common as common
 import numpy as np
-from speed import Row
+from _sections import Row, run
 
 from bayesfuse import bss_eval
 
@@ -168,26 +167,10 @@ SECTIONS: dict[str, Callable[[Size, int], list[Row]]] = {
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default=",".join(SECTIONS), help="letters, separated by commas (default: all)")
-    parser.add_argument("--repeats", type=int, default=5, help="timed calls of each competitor (default: 5)")
-    options = parser.parse_args(arguments)
-    letters = options.only.split(",")
-    if unknown := set(letters) - set(SECTIONS):
-        parser.error(f"unknown letters {sorted(unknown)}: expected some of {','.join(SECTIONS)}")
     # The other implementations announce their end on every call.
     warnings.simplefilter("ignore")
-    print(common.environment(), flush=True)
-    print(f"512 taps, float64, median of {options.repeats} calls\n")
-    from tqdm.auto import tqdm
-
-    rows = []
-    for letter in tqdm(letters, desc="sections", unit="section"):
-        rows += SECTIONS[letter](Size(), options.repeats)
-    print(common.table(["", "measured", "aim", ""], [line.cells()[:4] for line in rows]))
-    print()
-    for line in rows:
-        print(f"({line.letter}) {line.what}: {line.detail}")
+    sections = {letter: partial(section, Size()) for letter, section in SECTIONS.items()}
+    run(__doc__, sections, arguments, repeats=5, about="512 taps, float64, median of {repeats} calls")
 
 
 if __name__ == "__main__":

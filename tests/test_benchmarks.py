@@ -302,7 +302,7 @@ def test_counted_products():
 
 
 def test_verdicts():
-    row = load("speed").Row("a", "x", 31.0, "x", 30, True, "")
+    row = load("_sections").Row("a", "x", 31.0, "x", 30, True, "")
     assert row.met and not row._replace(measured=29.0).met
     assert row._replace(aim=None).met is None and row._replace(measured=math.nan).met is None
     assert row._replace(at_least=False, aim=40).met

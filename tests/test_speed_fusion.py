@@ -32,14 +32,14 @@ def test_sections(script):
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads the peak memory from /proc")
 def test_long_file(script, monkeypatch):
     ran = []
-    run = script._in_subprocess
+    run = script.in_subprocess
 
     def once(code, *arguments):
         # The run per band, which includes what the other does, is enough.
         ran.append(run(code, *arguments) if arguments[-1] == "banded" else {"before": 0.0, "peak": 0.0, "seconds": 0.0})
         return {"frames": 0, **ran[-1]}
 
-    monkeypatch.setattr(script, "_in_subprocess", once)
+    monkeypatch.setattr(script, "in_subprocess", once)
     rows = script.long_file(script.Size(models=2, minutes=0.3), 1)
     assert [row.letter for row in rows] == ["t", "t"]
     assert ran[1]["samples"] == int(60 * 0.3 * 16000)
