@@ -14,6 +14,7 @@ time extrapolated linearly. Competing calls alternate; the reported ratio is tha
 
 import importlib.util
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import _common as common
