@@ -22,9 +22,10 @@ separation", IEEE/ACM Transactions on Audio, Speech and Language Processing 24(7
 """
 
 import argparse
+import itertools
 import json
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -121,7 +122,31 @@ class Rule(NamedTuple):
     oracle: str
 
 
-def bayesian_rules(train: Corpus, seconds: dict[str, float]) -> dict[str, Any]:
+def banded(items: Iterable[Item], step: int) -> tuple[Gram, np.ndarray, np.ndarray]:
+    """Scalar products [example, frame, band], likelihoods [example, order, frame, band], and which frames there are.
+
+    Of the VB models, and of every few items: they are many numbers.
+    """
+    grams, likelihoods = [], []
+    for item in itertools.islice(items, 0, None, step):
+        speech, found = utterance(item, item.speech), utterance(item, item.estimates[KINDS["VB-NMF"]])
+        g = gram(speech, found, transform=TRANSFORM, bands=Bands(item.rate, BANDS))
+        inside = np.flatnonzero(g.energy.sum(-1) > 0)
+        grams.append(jax.tree.map(lambda field, i=inside: np.asarray(field[i], np.float32), g))
+        likelihoods.append(np.moveaxis(item.likelihood[..., inside], 1, 2))
+    length = max(g.energy.shape[0] for g in grams)
+
+    def padded(array: np.ndarray, axis: int) -> np.ndarray:
+        widths = [(0, 0)] * array.ndim
+        widths[axis] = (0, length - array.shape[axis])
+        return np.pad(array, widths)
+
+    present = np.stack([np.arange(length) < g.energy.shape[0] for g in grams])
+    stacked = Gram.stack([jax.tree.map(lambda field: padded(field, 0), g) for g in grams])
+    return stacked, np.stack([padded(part, 1) for part in likelihoods]), present
+
+
+def bayesian_rules(train: Corpus, some: Iterable[Item], seconds: dict[str, float]) -> dict[str, Any]:
     """Learned rules that need free energies, for the VB models."""
     whole, frames = train.models("VB-NMF")
     terms = train.terms * train.present[:, None, :]
@@ -150,12 +175,17 @@ def bayesian_rules(train: Corpus, seconds: dict[str, float]) -> dict[str, Any]:
         per_term=True,
         sticky=True,
     )
+    g, likelihood, present = banded(some, 8)
+    learn("per frame and band, SDR", g, likelihood, loss="sdr", frames=present)
+    learn("per frame and band, SDR, beta per band", g, likelihood, loss="sdr", frames=present, per_band=True)
     return learned
 
 
 def apply_bayesian(rule: Any, item: Item) -> np.ndarray:
     """Weights of a learned rule for one item."""
     sounding = gram(utterance(item, item.mixture), utterance(item, item.mixture)[None], transform=TRANSFORM).energy > 0
+    if "band" in rule.axes:
+        return rule.weights(np.moveaxis(item.likelihood, 1, 2) * sounding[:, None])
     terms = np.stack([item.likelihood.sum(1), *item.activations.swapaxes(0, 1)]) * sounding
     values = terms if rule.per_term else terms.sum(0)
     if "frame" in rule.axes:
@@ -203,6 +233,16 @@ def feature_config(variant: Variant, rate: int) -> features.FeatureConfig:
     return features.FeatureConfig(transform=transform, **settings)
 
 
+class Recordings:
+    """What networks are told about the items of a split, read anew for every pass."""
+
+    def __init__(self, items: Callable[[], Iterable[Item]], kind: str) -> None:
+        self.items, self.kind = items, kind
+
+    def __iter__(self) -> Iterator[features.Inputs]:
+        return (inputs_of(item, self.kind) for item in self.items())
+
+
 class Networks:
     """Trained networks, each kept with its features in the cache."""
 
@@ -236,9 +276,8 @@ class Networks:
         folder.mkdir(parents=True, exist_ok=True)
         fitted = folder / f"{tag}-pipeline.nc"
         if not fitted.exists():
-            pipeline = features.fit_features(
-                (inputs_of(item, kind) for item in self._items("train")), config, progress=True
-            )
+            recordings = Recordings(lambda: self._items("train"), kind)
+            pipeline = features.fit_features(recordings, config, progress=True)
             pipeline.save(fitted)
         pipeline = features.FeaturePipeline.load(fitted)
         sets = [self._set(pipeline, kind, split, folder / f"{tag}-{split}.nc") for split in ("train", "val")]
@@ -302,7 +341,7 @@ def evaluate(separations: Separations, options: argparse.Namespace, cache: Path)
             "static, MSE": static_weights(whole, loss="mse"),
             "static, SDR": static_weights(whole, loss="sdr"),
         }
-    bayes = bayesian_rules(train, seconds)
+    bayes = bayesian_rules(train, separations.load("train", None, options.limit), seconds)
     networks = {}
     if not options.no_networks:
         trainer = Networks(separations, options, cache)
