@@ -442,8 +442,8 @@ def test_a_kill_in_the_middle_loses_nothing(root):
     [
         (["fuse", "-o", "out"], "give --mixtures and --estimates"),
         (["fuse", "--manifest", "x.csv", "--mixtures", "mixtures", "-o", "out"], "--manifest lists all files"),
-        (["fuse", *files(False), "-o", "out", "--workers", "0"], "--workers 0"),
-        (["fuse", *files(True), "-o", "out", "--method", "oracle", "--window", "7"], "--window 7"),
+        (["fuse", *files(False), "-o", "out", "--workers", "0"], "--workers: must be a whole number"),
+        (["fuse", *files(True), "-o", "out", "--method", "oracle", "--window", "7"], "--window: must be even"),
         (["fuse", *files(False), "-o", "out", "--weights", "none.nc"], "none.nc"),
         (["fuse", *files(False), "-o", "out", "--ladder"], "--references"),
         (["train", *files(False), "-o", "weights.nc"], "--references"),
