@@ -11,20 +11,25 @@ separation", IEEE/ACM Trans. Audio, Speech, Lang. Process., 24(7), 2016.
 """
 
 import operator
+import os
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
 import equinox as eqx
 import numpy as np
 from jaxtyping import Float
 
+from bayesfuse import _arrays
 from bayesfuse.transforms import QERB, STFT, transform_from_dict
 
 Kind = Literal["both", "mixture", "estimates"]
 Compression = Literal["power", "log"]
 Level = Literal["none", "recording"]
 
+_KIND = "bayesfuse feature pipeline"
+_ARRAYS = ("mean", "scale", "components", "component_scale", "extra_mean", "extra_scale")
 # Rows of windows in memory at a time: 56 MB of the 14,000 numbers per frame that the paper has.
 _ROWS = 1024
 
@@ -205,6 +210,28 @@ class FeaturePipeline(eqx.Module):
                 )
             features = np.concatenate([features, (extra - self.extra_mean) / self.extra_scale], axis=1)
         return np.clip(features, -self.config.clip, self.config.clip).astype(np.float32, copy=False)
+
+    def parts(self) -> tuple[dict[str, np.ndarray | None], dict[str, Any]]:
+        """The arrays, and the rest as a JSON-ready description; `from_parts` puts them together."""
+        about = {"features": self.config.to_dict(), "num_rows": self.num_rows, "kept": self.kept}
+        return {name: getattr(self, name) for name in _ARRAYS}, about
+
+    @classmethod
+    def from_parts(cls, arrays: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> "FeaturePipeline":
+        """The pipeline that `parts` took apart; arrays that are None may be missing."""
+        fields: dict[str, Any] = {name: arrays.get(name) for name in _ARRAYS}
+        return cls(FeatureConfig.from_dict(about["features"]), about["num_rows"], **fields, kept=about["kept"])
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the pipeline to one netCDF file, whole or not at all."""
+        arrays, about = self.parts()
+        _arrays.write(Path(path), _KIND, {"pipeline": arrays}, about)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "FeaturePipeline":
+        """The pipeline in a file of `save`; raises FileNotFoundError or ValueError if there is none."""
+        groups, about = _arrays.read(Path(path), _KIND)
+        return cls.from_parts(groups["pipeline"], about)
 
 
 def spectra(inputs: Inputs, config: FeatureConfig, level: float = 1.0) -> Float[np.ndarray, "row band frame"]:

@@ -204,7 +204,7 @@ class NetworkRule(eqx.Module):
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the rule to one netCDF file, whole or not at all; `load` returns it bit by bit."""
-        fields = {name: getattr(self.pipeline, name) for name in _PIPELINE_ARRAYS}
+        fields, features = self.pipeline.parts()
         bands = None if self.bands is None else {n: getattr(self.bands, n) for n in self.bands.__dataclass_fields__}
         description = {
             "separators": self.separators,
@@ -212,10 +212,8 @@ class NetworkRule(eqx.Module):
             "rate": self.rate,
             "bands": bands,
             "hidden": self.network.hidden,
-            "features": self.pipeline.config.to_dict(),
-            "num_rows": self.pipeline.num_rows,
-            "kept": self.pipeline.kept,
             "record": self.record,
+            **features,
         }
         _arrays.write(Path(path), KIND, {"network": _arrays.leaves(self.network), "pipeline": fields}, description)
 
@@ -245,9 +243,7 @@ class NetworkRule(eqx.Module):
             )
         bands = None if about["bands"] is None else Bands(**about["bands"])
         shape = (len(about["sources"]), bands.count if bands else 1, len(about["separators"]))
-        fields: dict[str, Any] = {name: groups["pipeline"].get(name) for name in _PIPELINE_ARRAYS}
-        config = FeatureConfig.from_dict(about["features"])
-        pipeline = FeaturePipeline(config, about["num_rows"], **fields, kept=about["kept"])
+        pipeline = FeaturePipeline.from_parts(groups["pipeline"], about)
         blank = FusionNetwork(jax.random.key(0), pipeline.num_features, about["hidden"], shape)
         network = _arrays.with_leaves(blank, groups["network"])
         return cls(network, pipeline, about["separators"], about["sources"], about["rate"], bands, about["record"])
@@ -280,9 +276,6 @@ class NetworkRule(eqx.Module):
                 f"there are no files for {missing}."
             )
         return [[estimates[s][j] for j in self.sources] for s in self.separators]
-
-
-_PIPELINE_ARRAYS = ("mean", "scale", "components", "component_scale", "extra_mean", "extra_scale")
 
 
 class Recording(NamedTuple):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from bayesfuse import features
-from bayesfuse.features import FeatureConfig, Inputs, fit_features, mean_power, spectra
+from bayesfuse.features import FeatureConfig, FeaturePipeline, Inputs, fit_features, mean_power, spectra
 from bayesfuse.transforms import QERB, STFT
 
 SMALL = STFT(16, 8)
@@ -172,6 +172,17 @@ def test_configuration_round_trip(transform):
         import json
 
         assert FeatureConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+@pytest.mark.parametrize("components", [None, 5])
+def test_a_file_returns_every_bit(tmp_path, components):
+    config = FeatureConfig(SMALL, context=1, num_components=components, clip=3.0)
+    recordings = [recording(seed) for seed in range(2)]
+    pipeline = fit_features(recordings, config)
+    pipeline.save(tmp_path / "pipeline.nc")
+    again = FeaturePipeline.load(tmp_path / "pipeline.nc")
+    assert again.config == config and again.kept == pipeline.kept
+    np.testing.assert_array_equal(again(recordings[0]), pipeline(recordings[0]))
 
 
 @pytest.mark.parametrize(
