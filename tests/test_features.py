@@ -176,7 +176,7 @@ def test_configuration_round_trip(transform):
 
 @pytest.mark.parametrize("components", [None, 5])
 def test_a_file_returns_every_bit(tmp_path, components):
-    config = FeatureConfig(SMALL, context=1, num_components=components, clip=3.0)
+    config = FeatureConfig(SMALL, context=1, num_components=components, share=0.05, clip=3.0)
     recordings = [recording(seed) for seed in range(2)]
     pipeline = fit_features(recordings, config)
     pipeline.save(tmp_path / "pipeline.nc")
