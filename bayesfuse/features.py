@@ -71,9 +71,14 @@ class FeatureConfig(eqx.Module):
     level
         "none" as in the paper, or "recording": all signals are divided by the root mean square of the mixture over
         the whole recording, so that the features do not depend on the recording's gain.
+    relative
+        Whether the spectra of mixture and estimates are replaced, for each source, by the mean of its estimates, that
+        mean minus the mixture, and each estimate minus the mean: with ``compression="log"`` a level, a gain and what
+        tells the models apart, which is small beside the rest and lost in principal components. Needs both inputs.
+        Not in the paper.
     free_energy
-        Whether free energies per frame are features, too: relative to their mean over the models, standardised, and
-        not reduced. Not in the paper.
+        Whether free energies per frame are features, too: relative to their mean over the models, with the same
+        context, standardised, and not reduced. Not in the paper.
     num_components
         Principal components that are fitted; None leaves principal components out.
     share
@@ -96,6 +101,7 @@ class FeatureConfig(eqx.Module):
     compression: Compression = eqx.field(static=True, default="power")
     floor: float = eqx.field(static=True, default=1e-6, converter=float)
     level: Level = eqx.field(static=True, default="none")
+    relative: bool = eqx.field(static=True, default=False, converter=bool)
     free_energy: bool = eqx.field(static=True, default=False)
     num_components: int | None = eqx.field(static=True, default=256)
     share: float = eqx.field(static=True, default=0.85, converter=float)
@@ -116,6 +122,11 @@ class FeatureConfig(eqx.Module):
         ):
             if not good:
                 raise ValueError(f"FeatureConfig got {name}={getattr(self, name)!r}; it must be {expected}.")
+        if self.relative and self.inputs != "both":
+            raise ValueError(
+                f"FeatureConfig got relative=True and inputs={self.inputs!r}; estimates are described relative to the "
+                "mixture, so give inputs='both'."
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain description, JSON-ready; `from_dict` turns it back."""
@@ -145,7 +156,7 @@ class FeaturePipeline(eqx.Module):
     config
         What is computed.
     num_rows
-        Signals per recording: the mixture and the estimates, of those that are used.
+        Spectra per recording: of the mixture and the estimates, of those that are used.
     mean, scale
         Of the windows, [input] with input over (offset, signal, band).
     components
@@ -153,7 +164,7 @@ class FeaturePipeline(eqx.Module):
     component_scale
         Standard deviation of each component, or of nothing.
     extra_mean, extra_scale
-        Of the free energies, [model * term], or None.
+        Of the free energies, [extra] with extra over (offset, model, term), or None.
     kept
         Share of the variance of the training frames within the components.
     """
@@ -191,7 +202,7 @@ class FeaturePipeline(eqx.Module):
         """Features from what `spectra` returns, whose ends are taken as those of the recording."""
         if rows.shape[0] != self.num_rows:
             raise ValueError(
-                f"the features were fitted to {self.num_rows} signals per recording (mixture and estimates), but there "
+                f"the features were fitted to {self.num_rows} spectra per recording (mixture and estimates), but there "
                 f"are {rows.shape[0]}; give the estimates of the same models and sources."
             )
         parts = []
@@ -202,10 +213,10 @@ class FeaturePipeline(eqx.Module):
             parts.append(reduced)
         features = np.concatenate(parts)
         if self.config.free_energy:
-            extra = _relative(free_energy, rows.shape[-1])
+            extra = _energies(free_energy, rows.shape[-1], self.config.context)
             if self.extra_mean is None or extra.shape[1] != self.extra_mean.size:
                 raise ValueError(
-                    f"got {extra.shape[1]} free energies per frame, of all models and terms, but the features were "
+                    f"got {extra.shape[1]} free energies per frame, of all models, terms and offsets, but the features were "
                     f"fitted to {0 if self.extra_mean is None else self.extra_mean.size}; give those of the same."
                 )
             features = np.concatenate([features, (extra - self.extra_mean) / self.extra_scale], axis=1)
@@ -268,6 +279,8 @@ def spectra(inputs: Inputs, config: FeatureConfig, level: float = 1.0) -> Float[
     rows = rows / level
     if config.compression == "log":
         rows = np.log(rows + config.floor)
+    if config.relative:
+        rows = _relative(rows[0], rows[1:].reshape(len(estimates), -1, *rows.shape[1:]))
     return rows.astype(np.float32)
 
 
@@ -316,7 +329,7 @@ def fit_features(examples: Iterable[Inputs], config: FeatureConfig, *, progress:
         for window in _windows(part, config.context):
             scaler.partial_fit(window)
         if config.free_energy:
-            extra_scaler.partial_fit(_relative(inputs.free_energy, part.shape[-1]))
+            extra_scaler.partial_fit(_energies(inputs.free_energy, part.shape[-1], config.context))
     if frames == 0:
         raise ValueError("fit_features got no examples; give at least one recording.")
     if not np.any(scaler.var_):
@@ -391,8 +404,18 @@ def _batches(
     yield np.concatenate(held)
 
 
-def _relative(free_energy: Float[np.ndarray, "model ..."] | None, frames: int) -> Float[np.ndarray, "frame extra"]:
-    """Free energies per frame minus their mean over the models, [frame, model * term]."""
+def _relative(
+    mixture: Float[np.ndarray, "band frame"], estimates: Float[np.ndarray, "model source band frame"]
+) -> Float[np.ndarray, "row band frame"]:
+    """For each source: the mean of its estimates, that mean minus the mixture, each estimate minus the mean."""
+    mean = estimates.mean(axis=0, keepdims=True)
+    return np.concatenate([mean, mean - mixture, estimates - mean]).reshape(-1, *mixture.shape)
+
+
+def _energies(
+    free_energy: Float[np.ndarray, "model ..."] | None, frames: int, context: int
+) -> Float[np.ndarray, "frame extra"]:
+    """Free energies per frame with their neighbours, minus their mean over the models; extra: (offset, model, term)."""
     if free_energy is None or free_energy.ndim not in (2, 3) or free_energy.shape[-1] != frames:
         came = "none" if free_energy is None else f"an array of shape {free_energy.shape}"
         raise ValueError(
@@ -402,7 +425,7 @@ def _relative(free_energy: Float[np.ndarray, "model ..."] | None, frames: int) -
     if not np.isfinite(free_energy).all():
         raise ValueError("features got a free energy that is NaN or infinite; leave out the models that failed.")
     relative = free_energy - free_energy.mean(axis=0, keepdims=True)
-    return np.moveaxis(relative, -1, 0).reshape(frames, -1)
+    return np.concatenate(list(_windows(relative.reshape(len(relative), -1, frames), context)))
 
 
 def _float32(values: Any) -> np.ndarray:

@@ -134,7 +134,7 @@ def test_log_is_the_logarithm_above_the_floor():
 
 def test_free_energies_are_features_relative_to_their_mean():
     examples = [recording(seed) for seed in range(3)]
-    config = FeatureConfig(SMALL, num_components=4, share=0.05, free_energy=True)
+    config = FeatureConfig(SMALL, context=0, num_components=4, share=0.05, free_energy=True)
     pipeline = fit_features(examples, config)
     plain = np.concatenate([e.free_energy - e.free_energy.mean(0) for e in examples], axis=-1).reshape(6, -1).T
     found = np.concatenate([pipeline(e)[:, -6:] for e in examples])
@@ -147,6 +147,39 @@ def test_free_energies_are_features_relative_to_their_mean():
         pipeline(examples[0]._replace(free_energy=examples[0].free_energy * np.nan))
     with pytest.raises(ValueError, match="fitted to 6"):
         pipeline(examples[0]._replace(free_energy=examples[0].free_energy[:, 0]))
+
+
+def test_free_energies_have_the_context_of_the_spectra():
+    config = FeatureConfig(SMALL, context=1, num_components=4, share=0.05, free_energy=True)
+    item = recording(3)
+    pipeline = fit_features([item], config)
+    plain = (item.free_energy - item.free_energy.mean(0)).reshape(6, -1).T
+    expected = np.concatenate([np.vstack([plain[:1], plain[:-1]]), plain, np.vstack([plain[1:], plain[-1:]])], axis=1)
+    found = pipeline(item)[:, -18:]
+    np.testing.assert_allclose(found, (expected - expected.mean(0)) / expected.std(0), atol=1e-4)
+
+
+def test_relative_spectra_are_means_gains_and_what_tells_models_apart():
+    item = recording(4, models=3, sources=2, channels=2)
+    plain = FeatureConfig(SMALL, compression="log", level="recording")
+    rows = spectra(item, plain, mean_power(item.mixture)).astype(float)
+    mixture, estimates = rows[0], rows[1:].reshape(3, 2, *rows.shape[1:])
+    found = spectra(
+        item, FeatureConfig(SMALL, compression="log", level="recording", relative=True), mean_power(item.mixture)
+    )
+    found = found.reshape(5, 2, *rows.shape[1:])
+    for source in range(2):
+        mean = sum(estimates[m, source] for m in range(3)) / 3
+        np.testing.assert_allclose(found[0, source], mean, atol=1e-5)
+        np.testing.assert_allclose(found[1, source], mean - mixture, atol=1e-5)
+        for m in range(3):
+            np.testing.assert_allclose(found[2 + m, source], estimates[m, source] - mean, atol=1e-5)
+    # A common gain of the estimates moves only the rows of means and gains.
+    louder = item._replace(estimates=np.float32(4.0) * item.estimates)
+    settings = FeatureConfig(SMALL, compression="log", floor=1e-30, relative=True)
+    np.testing.assert_allclose(spectra(louder, settings)[4:], spectra(item, settings)[4:], atol=1e-4)
+    with pytest.raises(ValueError, match="inputs='both'"):
+        FeatureConfig(SMALL, inputs="mixture", relative=True)
 
 
 def test_clip_bounds_every_feature():
@@ -168,6 +201,7 @@ def test_configuration_round_trip(transform):
     for config in (
         FeatureConfig(transform),
         FeatureConfig(transform, context=0, compression="log", clip=3.0, num_components=None, free_energy=True),
+        FeatureConfig(transform, relative=True),
     ):
         import json
 
@@ -215,7 +249,7 @@ def test_bad_recordings_are_refused():
     with pytest.raises(ValueError, match="with 4 signals after one with 3"):
         fit_features([item, recording(models=3)], config)
     pipeline = fit_features([item], config)
-    with pytest.raises(ValueError, match="fitted to 3 signals"):
+    with pytest.raises(ValueError, match="fitted to 3 spectra"):
         pipeline(recording(models=3))
     bad = item.estimates.copy()
     bad[1, 0, 0, 5] = np.nan
