@@ -216,7 +216,7 @@ class FeaturePipeline(eqx.Module):
             extra = _energies(free_energy, rows.shape[-1], self.config.context)
             if self.extra_mean is None or extra.shape[1] != self.extra_mean.size:
                 raise ValueError(
-                    f"got {extra.shape[1]} free energies per frame, of all models, terms, offsets, but the features were "
+                    f"got {extra.shape[1]} free energies per frame (models, terms, offsets), but the features were "
                     f"fitted to {0 if self.extra_mean is None else self.extra_mean.size}; give those of the same."
                 )
             features = np.concatenate([features, (extra - self.extra_mean) / self.extra_scale], axis=1)

@@ -12,9 +12,10 @@ orders, separated by `_separations.py` with cross-fitted dictionaries, are fused
     networks: the four costs of the paper, and the SDR of the mini-batch and of the utterance
     oracles: selection, and fusion per signal, per frame, per frame and band
 
-Rules are learned on the training mixtures; architecture and switches of the network are those that do best on the
-validation mixtures among `VARIANTS`; test mixtures are scored once, on the waveform of the utterance. For each rule the
-table has the share of the gap that it closes between learned static fusion and the oracle of its own granularity.
+Rules are learned on the training mixtures; what the network is told, and its architecture, are those that do best on
+the validation mixtures among `VARIANTS`, for the VB models; test mixtures are scored once, on the waveform of the
+utterance. For each rule the table has the share of the gap that it closes between learned static fusion and the oracle
+of its own granularity; for networks, also how much of it they close on the mixtures that they were trained on.
 Intervals are 95 %, clustered by utterance and by noise recording.
 
 [JVR16] X. Jaureguiberry, E. Vincent, G. Richard, "Fusion methods for speech enhancement and audio source
@@ -22,10 +23,12 @@ separation", IEEE/ACM Transactions on Audio, Speech and Language Processing 24(7
 """
 
 import argparse
+import hashlib
 import itertools
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,20 +37,21 @@ import jax
 import numpy as np
 from _separations import BANDS, MODELS, ORDERS, Item, Separations
 
-from bayesfuse import features, metrics, neural, stacking, training_set
+from bayesfuse import features, metrics, neural, stacking
 from bayesfuse._compile_cache import compile_cache
 from bayesfuse.bayesian import learn_vb
 from bayesfuse.datasets import MiniChime
-from bayesfuse.fusion import best_weights, mean_weights, select_weights
+from bayesfuse.fusion import best_weights, mean_weights, select_weights, squared_error
 from bayesfuse.grams import Bands, Gram, gram, sdr
-from bayesfuse.neural import Training
+from bayesfuse.network_costs import Cost
+from bayesfuse.neural import NetworkConfig, Training, TrainingSet
 from bayesfuse.simplex_qp import oracle_weights
 from bayesfuse.static import static_weights
 from bayesfuse.transforms import QERB, STFT
 from bayesfuse.weighted_sum import fuse
 
 KINDS = {"VB-NMF": slice(0, len(ORDERS)), "ML-NMF": slice(len(ORDERS), None), "both": slice(None)}
-COSTS = ("omse", "ce", "smse", "sdr", "batch_sdr", "utterance_sdr")
+COSTS: tuple[Cost, ...] = ("omse", "ce", "smse", "sdr", "batch_sdr", "utterance_sdr")
 TRANSFORM = STFT()
 
 
@@ -194,36 +198,35 @@ def apply_bayesian(rule: Any, item: Item) -> np.ndarray:
 
 
 class Variant(NamedTuple):
-    """A network that the validation split may choose."""
+    """A network that the validation split may choose: what it is told, and its architecture and descent."""
 
     features: dict[str, Any]
-    config: dict[str, Any]
+    config: NetworkConfig
 
 
+# Mini-batches of utterances for the cost of the whole utterance, of frames for the others.
+UTTERANCES = Training(batch_size=16, optimiser="adam", weight_decay=1e-3)
+FRAMES = Training(optimiser="adam", rate=2e-4, weight_decay=1e-3)
+REGULAR = NetworkConfig(
+    hidden=(256,), cost="utterance_sdr", unit="recordings", dropout=0.5, input_noise=0.3, training=UTTERANCES
+)
+LOG = {"transform": "log", "compression": "log", "level": "recording", "clip": 5.0}
+RELATIVE = LOG | {"relative": True, "context": 1, "num_components": None}
 VARIANTS = {
-    "as the paper": Variant({"transform": "qerb"}, {}),
-    "32 log bands": Variant(
-        {"transform": "log", "compression": "log", "level": "recording", "share": 0.99, "clip": 5.0},
-        {"hidden": (256,), "dropout": 0.5, "input_noise": 0.3},
-    ),
-    "32 log bands and free energies": Variant(
-        {
-            "transform": "log",
-            "compression": "log",
-            "level": "recording",
-            "share": 0.99,
-            "clip": 5.0,
-            "free_energy": True,
-        },
-        {"hidden": (256,), "dropout": 0.5, "input_noise": 0.3},
-    ),
+    # Components are fitted to every eighth frame: of 14,000 numbers per frame, they take minutes as it is.
+    "as the paper": Variant({"transform": "qerb", "stride": 8}, NetworkConfig()),
+    "32 log bands, components": Variant(LOG | {"share": 0.99}, REGULAR),
+    "32 log bands, relative": Variant(RELATIVE, REGULAR),
+    "relative, free energies": Variant(RELATIVE | {"free_energy": True}, REGULAR),
 }
+# Those of the VB models tell nothing about the others.
+WITHOUT_ENERGIES = {"relative, free energies": "32 log bands, relative"}
 
 
 def inputs_of(item: Item, kind: str) -> features.Inputs:
-    """What a network is told about an item."""
+    """What a network is told about an item: free energies as a whole, in parts, and by band."""
     chosen = item.estimates[KINDS[kind]]
-    energies = np.concatenate([item.likelihood.sum(1)[:, None], item.activations], axis=1)
+    energies = np.concatenate([item.likelihood.sum(1)[:, None], item.activations, item.likelihood], axis=1)
     return features.Inputs(item.mixture[None], chosen[:, None, None], energies)
 
 
@@ -243,6 +246,31 @@ class Recordings:
         return (inputs_of(item, self.kind) for item in self.items())
 
 
+class Learned(NamedTuple):
+    """A trained network with its features, and how it does on the mixtures of training and of validation, in dB."""
+
+    pipeline: features.FeaturePipeline
+    network: neural.FusionNetwork
+    training: dict[str, float]  # static fusion, network, oracle per frame
+    validation: dict[str, float]
+
+
+def standing(examples: TrainingSet, network: neural.FusionNetwork, static: np.ndarray) -> dict[str, float]:
+    """Mean SDR of static fusion, a network and the oracle per frame, from scalar products."""
+    best = np.asarray(oracle_weights(examples.gram))
+    found = {"static": np.broadcast_to(static, best.shape), "oracle": best}
+    count = examples.num_recordings
+
+    def sums(values: Any) -> np.ndarray:
+        return np.bincount(examples.recording, np.asarray(values, np.float64).sum((1, 2)), count)
+
+    energy = sums(examples.gram.energy)
+    levels = {
+        name: float(np.mean(10 * np.log10(energy / sums(squared_error(w, examples.gram))))) for name, w in found.items()
+    }
+    return levels | {"network": float(np.nanmean(neural.evaluate(network, examples)))}
+
+
 class Networks:
     """Trained networks, each kept with its features in the cache."""
 
@@ -251,10 +279,9 @@ class Networks:
         self.rate = separations.data.rate
 
     def _items(self, split: str) -> Iterable[Item]:
-        quick = True if split == "val" and not self.options.full else None
-        return self.separations.load(split, quick, self.options.limit)
+        return self.separations.load(split, None, self.options.limit)
 
-    def _set(self, pipeline: Any, kind: str, split: str, path: Path) -> Any:
+    def _set(self, pipeline: Any, kind: str, split: str, path: Path) -> TrainingSet:
         if not path.exists():
             from tqdm.auto import tqdm
 
@@ -263,38 +290,78 @@ class Networks:
                     speech, found = utterance(item, item.speech), utterance(item, item.estimates[KINDS[kind]])
                     yield inputs_of(item, kind), gram(speech[None], found[:, None], transform=TRANSFORM)
 
-            training_set.TrainingSet.build(pipeline, examples()).save(path)
-        return training_set.TrainingSet.load(path)
+            TrainingSet.build(pipeline, examples()).save(path)
+        return TrainingSet.load(path)
 
-    def train(self, name: str, kind: str, cost: str) -> tuple[Any, Any, float]:
-        """Pipeline, network and validation SDR of one variant."""
-        variant = VARIANTS[name]
-        config = feature_config(variant, self.rate)
+    def sets(self, name: str, kind: str) -> tuple[features.FeaturePipeline, TrainingSet, TrainingSet]:
+        """Features of a variant, and the training and validation sets of them."""
+        config = feature_config(VARIANTS[name], self.rate)
         limit = "" if self.options.limit is None else f"-{self.options.limit}"
-        tag = f"{name.replace(' ', '_')}-{kind}{limit}"
-        folder = self.cache / f"networks-{self.separations.folder.name}"
-        folder.mkdir(parents=True, exist_ok=True)
-        fitted = folder / f"{tag}-pipeline.nc"
+        description = hashlib.sha256(json.dumps(config.to_dict(), sort_keys=True).encode()).hexdigest()[:8]
+        self.folder.mkdir(parents=True, exist_ok=True)
+        stem = self.folder / f"{name.replace(' ', '_')}-{kind}{limit}-{description}"
+        fitted = Path(f"{stem}-pipeline.nc")
         if not fitted.exists():
             recordings = Recordings(lambda: self._items("train"), kind)
-            pipeline = features.fit_features(recordings, config, progress=True)
-            pipeline.save(fitted)
+            features.fit_features(recordings, config, progress=True).save(fitted)
         pipeline = features.FeaturePipeline.load(fitted)
-        sets = [self._set(pipeline, kind, split, folder / f"{tag}-{split}.nc") for split in ("train", "val")]
-        unit = "recordings" if cost == "utterance_sdr" else "frames"
-        settings = neural.NetworkConfig(
-            cost=cost, unit=unit, training=Training(max_epochs=self.options.epochs), **variant.config
+        train, validation = (self._set(pipeline, kind, split, Path(f"{stem}-{split}.nc")) for split in ("train", "val"))
+        return pipeline, train, validation
+
+    @property
+    def folder(self) -> Path:
+        """Of features and networks on these separations."""
+        return self.cache / f"networks-{self.separations.folder.name}"
+
+    def train(self, name: str, kind: str, costs: Sequence[Cost | None] = (None,)) -> list[Learned]:
+        """A variant trained with its own cost (None), or with others."""
+        pipeline, train, validation = self.sets(name, kind)
+        whole = jax.tree.map(
+            lambda field: np.stack([x.sum((0, 1, 2)) for x in np.split(field, _starts(train))]), train.gram
         )
-        start = static_weights(jax.tree.map(lambda field: field.sum((1, 2))[None], sets[0].gram), loss="mse")
-        trained = neural.train(
-            jax.random.key(0),
-            *sets,
-            config=settings,
-            initial_weights=start,
-            checkpoint=folder / f"{tag}-{cost}.nc",
-            progress=True,
-        )
-        return pipeline, trained.network, trained.score
+        static = np.asarray(static_weights(whole, loss="sdr"))
+        learned = []
+        for cost in costs:
+            config = VARIANTS[name].config
+            if cost is not None and cost != config.cost:
+                pooled = cost == "utterance_sdr"
+                config = replace(
+                    config,
+                    cost=cost,
+                    unit="recordings" if pooled else "frames",
+                    training=UTTERANCES if pooled else FRAMES,
+                )
+            config = replace(config, training=replace(config.training, max_epochs=self.options.epochs))
+            tag = hashlib.sha256(json.dumps([name, kind, len(train.features), config.to_dict()]).encode()).hexdigest()
+            network = neural.train(
+                jax.random.key(0),
+                train,
+                validation,
+                config=config,
+                initial_weights=static,
+                checkpoint=self.folder / f"network-{tag[:16]}.nc",
+                progress=True,
+            ).network
+            learned.append(
+                Learned(pipeline, network, *(standing(part, network, static) for part in (train, validation)))
+            )
+        return learned
+
+
+def _starts(examples: TrainingSet) -> np.ndarray:
+    """Where recordings begin, but for the first."""
+    return np.flatnonzero(np.diff(examples.recording)) + 1
+
+
+def ablation(trained: Mapping[Any, Learned]) -> str:
+    """How much of the gap from static fusion to the oracle per frame networks close, on mixtures seen and not seen."""
+
+    def share(level: dict[str, float]) -> str:
+        gap = level["oracle"] - level["static"]
+        return f"{level['network']:.2f} ({100 * (level['network'] - level['static']) / gap:.0f} %)"
+
+    body = [[name, share(found.training), share(found.validation)] for name, found in trained.items()]
+    return common.table(["network", "training mixtures", "validation mixtures"], body, title="SDR (share of the gap)")
 
 
 def oracles(item: Item, kind: str) -> dict[str, np.ndarray]:
@@ -345,16 +412,15 @@ def evaluate(separations: Separations, options: argparse.Namespace, cache: Path)
     networks = {}
     if not options.no_networks:
         trainer = Networks(separations, options, cache)
+        variants = {name: trainer.train(name, "VB-NMF")[0] for name in VARIANTS}
+        print("\n" + ablation(variants), flush=True)
+        chosen = max(variants, key=lambda name: variants[name].validation["network"])
         for kind in KINDS:
-            scores = {
-                name: trainer.train(name, kind, "sdr")
-                for name, variant in VARIANTS.items()
-                if not (kind == "ML-NMF" and variant.features.get("free_energy"))
-            }
-            chosen = max(scores, key=lambda name: scores[name][2])
-            print(f"{kind}, validation: " + ", ".join(f"{n} {s[2]:.2f} dB" for n, s in scores.items()), flush=True)
-            for cost in COSTS:
-                networks[kind, f"network, {cost.upper().replace('_', ' ')}"] = trainer.train(chosen, kind, cost)[:2]
+            name = WITHOUT_ENERGIES.get(chosen, chosen) if kind == "ML-NMF" else chosen
+            trained = dict(zip(COSTS, trainer.train(name, kind, COSTS), strict=True))
+            print(f"\n{kind}: {name}\n" + ablation(trained), flush=True)
+            for cost, found in trained.items():
+                networks[kind, f"network, {cost.upper().replace('_', ' ')}"] = found.pipeline, found.network
 
     rows: dict[str, dict[str, list[float]]] = {kind: {} for kind in KINDS}
     grains: dict[str, str] = {}
@@ -376,7 +442,7 @@ def evaluate(separations: Separations, options: argparse.Namespace, cache: Path)
             for name, weights in constant[kind].items():
                 note(kind, name, item, weights)
             if kind == "VB-NMF":
-                note(kind, "VB selection", item, select_weights(energy.sum(1)))
+                note(kind, "VB selection", item, np.asarray(select_weights(energy.sum(1))))
                 note(kind, "stacking of frames", item, stacking.stacking_weights(energy))
                 note(kind, "pseudo-BMA+", item, stacking.pseudo_bma_weights(energy))
                 for name, rule in bayes.items():
@@ -418,11 +484,11 @@ def report(found: dict[str, Any]) -> str:
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="the folder mini-chime")
-    parser.add_argument("--full", action="store_true", help="all test and validation mixtures, not the quick ones")
+    parser.add_argument("--full", action="store_true", help="all test mixtures, not the quick ones")
     parser.add_argument("--out", help="JSON file for the score of every item under every rule")
     parser.add_argument("--cache", help="folder for separations, features and networks (default: the user's cache)")
     parser.add_argument("--threads", type=int, default=2, help="mixtures separated at a time (default: 2)")
-    parser.add_argument("--epochs", type=int, default=60, help="most epochs of a network (default: 60)")
+    parser.add_argument("--epochs", type=int, default=30, help="most epochs of a network (default: 30)")
     parser.add_argument("--no-networks", action="store_true", help="leave the networks out")
     parser.add_argument("--limit", type=int, help="only so many items of each split, to try the script")
     options = parser.parse_args(arguments)
