@@ -63,13 +63,7 @@ def ladder_of_folder(
     for item in folder.items:
         if all(source in item.references for source in sources):
             part = mine.of(item)
-            corrections = sorted([*key, *value] for key, value in part.corrections.items())
-            settings = {
-                "job": "ladder",
-                "transform": framing.to_dict(),
-                "align": part.adapt,
-                "corrections": corrections,
-            }
+            settings = {"job": "ladder", "transform": framing.to_dict(), **part.describe()}
             tasks.append(_Task(item, sources, separators, part, framing, Records(keep, settings)))
     found, failed = [], {}
     for task, answer in zip(tasks, over_items(_ladder, tasks, executor, "ladder", progress), strict=True):

@@ -330,15 +330,30 @@ def learn_network(
     framing = STFT(features.transform.window, features.transform.hop)
 
     def with_gram(recordings: Iterable[Recording]) -> Iterator[tuple[Inputs, Gram]]:
-        for inputs, references in recordings:
-            # Channels share their weights.
-            yield inputs, gram(references, inputs.estimates, transform=framing, bands=bands).sum(1)
+        for recording in recordings:
+            yield recording.inputs, recording_gram(recording, framing, bands)
 
     pipeline = fit_features(_Mapped(lambda: (inputs for inputs, _ in examples)), features, progress=progress)
     sets = [TrainingSet.build(pipeline, with_gram(recordings)) for recordings in (examples, validation)]
     trained = train(
         key, *sets, config=config, initial_weights=initial_weights, checkpoint=checkpoint, progress=progress
     )
+    names = {"separators": separators, "sources": sources}
+    return make_rule(key, trained, pipeline, rate, **names, config=config, bands=bands), trained
+
+
+def make_rule(
+    key: PRNGKeyArray,
+    trained: Trained,
+    pipeline: FeaturePipeline,
+    rate: int,
+    *,
+    separators: Sequence[str],
+    sources: Sequence[str],
+    config: NetworkConfig,
+    bands: Bands | None = None,
+) -> NetworkRule:
+    """The rule of a trained network, with a record of how it came about; arguments as those of `learn_network`."""
     record = {
         "config": config.to_dict(),
         "validation_sdr": trained.score,
@@ -346,7 +361,12 @@ def learn_network(
         "key": np.asarray(jax.random.key_data(key)).tolist(),
         "versions": {name: metadata.version(name) for name in ("jax", "equinox", "optax", "scikit-learn", "numpy")},
     }
-    return NetworkRule(trained.network, pipeline, separators, sources, rate, bands, record), trained
+    return NetworkRule(trained.network, pipeline, separators, sources, rate, bands, record)
+
+
+def recording_gram(recording: Recording, transform: STFT, bands: Bands | None = None) -> Gram:
+    """Scalar products over [source, frame], or [source, frame, band]; channels share their weights."""
+    return gram(recording.references, recording.inputs.estimates, transform=transform, bands=bands).sum(1)
 
 
 class _Mapped:
