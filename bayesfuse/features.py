@@ -13,13 +13,13 @@ separation", IEEE/ACM Trans. Audio, Speech, Lang. Process., 24(7), 2016.
 import operator
 import os
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
 import equinox as eqx
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from bayesfuse import _arrays
 from bayesfuse._principal import principal_components
@@ -211,6 +211,31 @@ class FeaturePipeline(eqx.Module):
                 )
             features = np.concatenate([features, (extra - self.extra_mean) / self.extra_scale], axis=1)
         return np.clip(features, -self.config.clip, self.config.clip).astype(np.float32, copy=False)
+
+    def reordered(self, index: Sequence[int]) -> "tuple[FeaturePipeline, Int[np.ndarray, ' feature']]":
+        """The pipeline for the same models in another order, and where its features are among those of this one.
+
+        Parameters
+        ----------
+        index
+            Of every model in its new place.
+        """
+        config = self.config
+        inputs = np.arange(self.mean.size).reshape(2 * config.context + 1, self.num_rows, -1)
+        first = int(config.inputs != "estimates")
+        if config.inputs != "mixture":
+            estimates = inputs[:, first:].reshape(len(inputs), len(index), -1, inputs.shape[-1])[:, index]
+            inputs = np.concatenate([inputs[:, :first], estimates.reshape(len(inputs), -1, inputs.shape[-1])], axis=1)
+        order = inputs.ravel()
+        extra = np.arange(0 if self.extra_mean is None else self.extra_mean.size).reshape(len(index), -1)[index].ravel()
+        fields = {name: getattr(self, name) for name in _ARRAYS}
+        for name in ("mean", "scale", "components"):
+            fields[name] = None if fields[name] is None else fields[name][..., order]
+        for name in ("extra_mean", "extra_scale"):
+            fields[name] = None if fields[name] is None else fields[name][extra]
+        reduced = order if self.components is None else np.arange(len(self.components))
+        pipeline = FeaturePipeline(config, self.num_rows, **fields, kept=self.kept)
+        return pipeline, np.concatenate([reduced, reduced.size + extra])
 
     def parts(self) -> tuple[dict[str, np.ndarray | None], dict[str, Any]]:
         """The arrays, and the rest as a JSON-ready description; `from_parts` puts them together."""
