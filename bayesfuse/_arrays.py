@@ -75,14 +75,7 @@ def read(path: Path, kind: str) -> tuple[dict[str, dict[str, np.ndarray]], dict[
         If the file cannot be read, holds something else, or is newer than this library.
     """
     tree = _netcdf.read_tree(path)
-    if tree.attrs.get("format") != kind:
-        raise ValueError(f"{path} does not hold a {kind}: its attribute `format` is {tree.attrs.get('format')!r}.")
-    schema = int(tree.attrs.get("schema_version", 0))
-    if not 1 <= schema <= _SCHEMA_VERSION:
-        raise ValueError(
-            f"{path} has schema version {schema}, and this bayesfuse reads versions up to {_SCHEMA_VERSION}; upgrade "
-            f"to at least bayesfuse {tree.attrs.get('version')}."
-        )
+    _netcdf.check_format(tree, path, kind, _SCHEMA_VERSION)
     groups = {
         str(name): {str(key): variable.values for key, variable in node.variables.items()}
         for name, node in tree.children.items()

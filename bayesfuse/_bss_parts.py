@@ -141,7 +141,7 @@ def energies(
         else:
             parts |= {"image": true[None], "image_error": given - true, "spatial": own - true}
         for name, part in parts.items():
-            total[name] = total.get(name, 0.0) + np.einsum("mpct,mpct->mp", part, part)
+            total[name] = total.get(name, 0.0) + np.vecdot(part, part).sum(axis=-1)
     return total
 
 

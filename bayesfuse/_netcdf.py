@@ -82,3 +82,15 @@ def read_tree(path: Path) -> "DataTree":
         raise ValueError(
             f"{path} cannot be read: it is not a netCDF-4 file, or it is damaged ({type(error).__name__}: {error})."
         ) from error
+
+
+def check_format(tree: "DataTree", path: Path, kind: str, newest: int) -> None:
+    """Raises a ValueError unless the tree's `format` is `kind` and its `schema_version` from 1 to `newest`."""
+    if tree.attrs.get("format") != kind:
+        raise ValueError(f"{path} does not hold {kind}: its attribute `format` is {tree.attrs.get('format')!r}.")
+    schema = int(tree.attrs.get("schema_version", 0))
+    if not 1 <= schema <= newest:
+        raise ValueError(
+            f"{path} has schema version {schema}, and this bayesfuse reads versions up to {newest}; upgrade to at "
+            f"least bayesfuse {tree.attrs.get('version')}."
+        )

@@ -13,8 +13,8 @@ import numpy as np
 from jaxtyping import Complex, Float, Int
 from scipy import fft, linalg
 
-# Samples per FFT: large beside 512 taps, small enough that the spectra of a few signals stay in the cache.
-_BLOCK = 1 << 14
+# Samples per FFT: large beside 512 taps, small enough that a few signals and their spectra stay in the cache.
+_BLOCK = 1 << 13
 
 
 class Span(eqx.Module):
@@ -80,18 +80,26 @@ def span(correlations: Float[np.ndarray, "reference reference tap"]) -> Span:
     norm = np.sqrt(np.maximum(np.einsum("iil->il", correlations)[:, 0], 0.0))
     scale = np.divide(1.0, norm, out=np.zeros_like(norm), where=norm > 0)
     scaled = correlations * scale[:, None, None] * scale[None, :, None]
-    matrix = np.empty((size, size), order="F")
-    for i in range(references):
-        for j in range(i + 1):
-            block = linalg.toeplitz(scaled[i, j], scaled[j, i])
-            matrix[i * taps : (i + 1) * taps, j * taps : (j + 1) * taps] = block
     tolerance = size * np.finfo(np.float64).eps
     lapack: Any = linalg.lapack
-    factor, failed = lapack.dpotrf(matrix, lower=1, clean=0)
+    factor, failed = lapack.dpotrf(_normal_equations(scaled), lower=1, clean=0, overwrite_a=1)
     if not failed and np.diagonal(factor).min() ** 2 > tolerance:
         return Span(scale, np.arange(size), factor)
-    factor, pivots, rank, _ = lapack.dpstrf(matrix, lower=1, tol=tolerance)
+    factor, pivots, rank, _ = lapack.dpstrf(_normal_equations(scaled), lower=1, tol=tolerance, overwrite_a=1)
     return Span(scale, pivots[:rank].astype(np.int64) - 1, factor[:rank, :rank])
+
+
+def _normal_equations(correlations: Float[np.ndarray, "reference reference tap"]) -> Float[np.ndarray, "row row"]:
+    """The lower triangle of blocks, in the order that LAPACK wants."""
+    references, _, taps = correlations.shape
+    matrix = np.empty((references * taps, references * taps), order="F")
+    for i in range(references):
+        for j in range(i + 1):
+            # All lags in a row: line k + l of a Toeplitz block is the one before it moved by one.
+            lags = np.concatenate([correlations[i, j, ::-1], correlations[j, i, 1:]])
+            block = np.lib.stride_tricks.sliding_window_view(lags, taps)[::-1]
+            matrix[i * taps : (i + 1) * taps, j * taps : (j + 1) * taps] = block
+    return matrix
 
 
 def filters(s: Span, cross: Float[np.ndarray, "reference signal tap"]) -> Float[np.ndarray, "signal reference tap"]:

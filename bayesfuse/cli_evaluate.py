@@ -31,7 +31,8 @@ metrics (in dB; the literature calls all of these SDR, but they are different qu
 example:
   bayesfuse evaluate --references ref --estimates est --estimates fused=out/ -o scores.csv
 
-Sources that are silent have no score; they are counted and left out of the means.
+Files are read in blocks, but for BSS Eval, which holds one system's estimates in memory: about 48 bytes per sample,
+channel and source. Sources that are silent have no score; they are counted and left out of the means.
 Exit status: 0 success, 1 some files failed (listed at the end), 2 error, 130 interrupted (143 by SIGTERM)."""
 
 

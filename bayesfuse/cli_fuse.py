@@ -105,13 +105,13 @@ def _print_ladder(
     args: argparse.Namespace, files: "Folder", reading: "Reading", keep: Path, pool: Any
 ) -> dict[str, str]:
     """Prints the ladder per file and on average, and returns what failed."""
-    from bayesfuse.folder_ladder import ladder_of_folder
+    from bayesfuse.folder_ladder import about_best, ladder_of_folder
 
     frames = cli_folder.transform(args)
     found, failed = ladder_of_folder(
         files, reading=reading, transform=frames, keep=keep, executor=pool, progress=cli_options.bars(args)
     )
-    print(found, end="\n\n")
+    print(found, about_best(found), sep="\n", end="\n\n")
     return failed
 
 

@@ -1,5 +1,6 @@
 """Scores of folders of estimates against the true sources, whoever made the estimates."""
 
+import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
@@ -8,13 +9,18 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Float
 
-from bayesfuse import audio, fusion, scores
+from bayesfuse import audio, scores
 from bayesfuse._jobs import ITEM_ERRORS, Arrays, Records, over_items
-from bayesfuse.examples import BLOCK
-from bayesfuse.metrics import Reason
+from bayesfuse.bss_eval import References, prepare
 from bayesfuse.separators.folder import Folder, PathLike, sources_in
 from bayesfuse.tracks import Track, open_track
+
+# Samples per channel of each signal that are read at a time.
+_ROWS = 1 << 15
+# What BSS Eval needs per sample of a true source, with the estimate of it and all copies.
+_BYTES = 48
 
 
 @dataclass(frozen=True)
@@ -163,7 +169,9 @@ def evaluate(
     """Scores of all systems on all mixtures, in the order of the jobs.
 
     A source that a system returns for some mixtures, and not for this one, is a failure; one that it returns for none
-    is not. The measure "sdr" alone takes memory that does not grow with the length of the files.
+    is not. The measures "sdr", "si_sdr", "si_sir" and "si_sar" take memory that does not grow with the length of the
+    files. Those of BSS Eval hold the true sources and the estimates of one system in double precision, about 48 bytes
+    per sample, channel and source; a mixture that does not fit into the machine's memory is a failure.
 
     Parameters
     ----------
@@ -232,34 +240,30 @@ def _score(task: _Task) -> tuple[Any, dict[str, str]]:
 def _measure(task: _Task, ready: Mapping[str, tuple[str, ...]]) -> Arrays:
     """Columns of the table, and what failed in reading."""
     tables, failed = [], {}
-    alike: dict[tuple[str, ...], dict[str, list[Track]]] = {}
+    prepared: dict[tuple[str, ...], tuple[np.ndarray, References]] = {}
+    plain: list[scores.Measure] = [measure for measure in task.measures if measure in scores.PLAIN]
+    others: list[scores.Measure] = [measure for measure in task.measures if measure not in scores.PLAIN]
     for system, sources in ready.items():
+        names = {"name": task.job.name, "systems": [system], "sources": sources}
+        found = []
         try:
             tracks = [_tracks(task, system, source) for source in sources]
-            if "sdr" in task.measures:
-                tables.append(_sdr_table(system, sources, tracks))
-            alike.setdefault(sources, {})[system] = [estimate for _, estimate in tracks]
+            if plain:
+                true, given = _condensed(tracks)
+                found.append(scores.score(true, given[None], measures=plain, **names))
+            if others:
+                _check_memory(task.job.name, others, [reference for reference, _ in tracks])
+                if sources not in prepared:
+                    true = _whole([reference for reference, _ in tracks])
+                    prepared[sources] = true, prepare(true)
+                true, known = prepared[sources]
+                given = _whole([estimate for _, estimate in tracks])
+                rate = float(tracks[0][0].own.rate)
+                found.append(scores.score(true, given[None], measures=others, rate=rate, prepared=known, **names))
         except ITEM_ERRORS as error:
             failed[system] = str(error) or type(error).__name__
-    others: list[scores.Measure] = [measure for measure in task.measures if measure != "sdr"]
-    for sources, systems in alike.items():
-        if others:
-            true = [
-                open_track(task.job.references[s], audio.info(task.job.references[s]), adapt=False) for s in sources
-            ]
-            waveforms = [np.stack([t.read(0, true[0].like.samples) for t in tracks]) for tracks in systems.values()]
-            references = np.stack([t.read(0, true[0].like.samples) for t in true])
-            tables.append(
-                scores.score(
-                    references,
-                    np.stack(waveforms),
-                    name=task.job.name,
-                    systems=list(systems),
-                    sources=sources,
-                    measures=others,
-                    rate=float(true[0].own.rate),
-                )
-            )
+            continue
+        tables += found
     joined = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=list(scores.COLUMNS))
     columns: Arrays = {name: joined[name].to_numpy(str) for name in ("system", "source", "metric", "reason")}
     columns["value"] = joined["value"].to_numpy(np.float64)
@@ -275,16 +279,49 @@ def _tracks(task: _Task, system: str, source: str) -> tuple[Track, Track]:
     return open_track(path, like, adapt=False), estimate
 
 
-def _sdr_table(system: str, sources: Sequence[str], tracks: Sequence[tuple[Track, Track]]) -> Any:
-    """Global ratio [JVR16] eq. 6 over all channels, block by block."""
-    rows = []
-    for source, (reference, estimate) in zip(sources, tracks, strict=True):
-        spans = [(start, start + BLOCK) for start in range(0, reference.own.samples, BLOCK)]
-        blocks = ((reference.read(*span), estimate.read(*span)[None]) for span in spans)
-        g = fusion.gram_of_blocks(blocks).sum(0)
-        value = float(fusion.sdr(np.ones(1), g))
-        reason = Reason.VALID
-        if not np.isfinite(value):
-            reason = Reason.SILENT_REFERENCE if g.energy == 0 else Reason.NO_ERROR
-        rows.append((system, source, "sdr", pd.NA, value if reason == Reason.VALID else np.nan, reason.label))
-    return pd.DataFrame(rows, columns=["system", "source", "metric", "window", "value", "reason"])
+def _condensed(
+    tracks: Sequence[tuple[Track, Track]],
+) -> tuple[Float[np.ndarray, "source 1 entry"], Float[np.ndarray, "source 1 entry"]]:
+    """A few numbers per signal with the scalar products of the true sources and estimates, which are read in blocks.
+
+    They are the coordinates of the signals in an orthonormal basis of their span, from the QR decomposition of each
+    block below the triangle of those before it. All measures of scalar products have the values of the signals, without
+    the digits that are lost where scalar products themselves are added up.
+    """
+    count = len(tracks)
+    triangle, heard = np.zeros((0, 2 * count)), np.zeros(count, bool)
+    for start in range(0, tracks[0][0].own.samples, _ROWS):
+        pairs = [(true.read(start, start + _ROWS), given.read(start, start + _ROWS)) for true, given in tracks]
+        true, given = (
+            np.stack([x.ravel() for x in signals]).astype(np.float64) for signals in zip(*pairs, strict=True)
+        )
+        heard |= given.any(axis=1)
+        # Differences of the signals, not of their coordinates: that of equal signals is zero.
+        rows = np.concatenate([true, given - true]).T
+        triangle = np.asarray(np.linalg.qr(np.concatenate([triangle, rows]), mode="r"))
+    true, rest = triangle.T[:count], triangle.T[count:]
+    return true[:, None], np.where(heard[:, None], true + rest, 0.0)[:, None]
+
+
+def _whole(tracks: Sequence[Track]) -> Float[np.ndarray, "source channel sample"]:
+    return np.stack([track.read(0, tracks[0].like.samples) for track in tracks])
+
+
+def _check_memory(name: str, measures: Sequence[str], references: Sequence[Track]) -> None:
+    """Raises a ValueError if the signals of one system, in double precision, do not fit into the machine's memory."""
+    header = references[0].own
+    need = _BYTES * len(references) * header.channels * header.samples
+    have = _memory()
+    if need > have:
+        raise ValueError(
+            f"{' and '.join(measures)} hold whole signals, of {name} about {need / 2**30:.3g} GiB, but this machine "
+            f"has {have / 2**30:.3g} GiB: cut the recording into pieces, or take sdr or si_sdr, which read blocks."
+        )
+
+
+def _memory() -> float:
+    """Bytes of the machine's memory, inf if it does not tell."""
+    try:
+        return float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    except (AttributeError, ValueError, OSError):
+        return np.inf

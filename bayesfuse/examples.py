@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -44,6 +45,10 @@ class Reading:
         """The part about one mixture."""
         mine = {key: value for key, value in self.corrections.items() if key[1] == item.name}
         return replace(self, corrections=mine)
+
+    def describe(self) -> dict[str, Any]:
+        """What determines the signals that are read, JSON-ready."""
+        return {"align": self.adapt, "corrections": sorted([*key, *value] for key, value in self.corrections.items())}
 
 
 @dataclass(frozen=True)

@@ -13,15 +13,16 @@ separation", IEEE/ACM Trans. Audio, Speech, Lang. Process., 24(7), 2016.
 import operator
 import os
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
 import equinox as eqx
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from bayesfuse import _arrays
+from bayesfuse._principal import principal_components
 from bayesfuse.transforms import QERB, STFT, transform_from_dict
 
 Kind = Literal["both", "mixture", "estimates"]
@@ -222,6 +223,31 @@ class FeaturePipeline(eqx.Module):
             features = np.concatenate([features, (extra - self.extra_mean) / self.extra_scale], axis=1)
         return np.clip(features, -self.config.clip, self.config.clip).astype(np.float32, copy=False)
 
+    def reordered(self, index: Sequence[int]) -> "tuple[FeaturePipeline, Int[np.ndarray, ' feature']]":
+        """The pipeline for the same models in another order, and where its features are among those of this one.
+
+        Parameters
+        ----------
+        index
+            Of every model in its new place.
+        """
+        config = self.config
+        inputs = np.arange(self.mean.size).reshape(2 * config.context + 1, self.num_rows, -1)
+        first = int(config.inputs != "estimates")
+        if config.inputs != "mixture":
+            estimates = inputs[:, first:].reshape(len(inputs), len(index), -1, inputs.shape[-1])[:, index]
+            inputs = np.concatenate([inputs[:, :first], estimates.reshape(len(inputs), -1, inputs.shape[-1])], axis=1)
+        order = inputs.ravel()
+        extra = np.arange(0 if self.extra_mean is None else self.extra_mean.size).reshape(len(index), -1)[index].ravel()
+        fields = {name: getattr(self, name) for name in _ARRAYS}
+        for name in ("mean", "scale", "components"):
+            fields[name] = None if fields[name] is None else fields[name][..., order]
+        for name in ("extra_mean", "extra_scale"):
+            fields[name] = None if fields[name] is None else fields[name][extra]
+        reduced = order if self.components is None else np.arange(len(self.components))
+        pipeline = FeaturePipeline(config, self.num_rows, **fields, kept=self.kept)
+        return pipeline, np.concatenate([reduced, reduced.size + extra])
+
     def parts(self) -> tuple[dict[str, np.ndarray | None], dict[str, Any]]:
         """The arrays, and the rest as a JSON-ready description; `from_parts` puts them together."""
         about = {"features": self.config.to_dict(), "num_rows": self.num_rows, "kept": self.kept}
@@ -287,9 +313,10 @@ def spectra(inputs: Inputs, config: FeatureConfig, level: float = 1.0) -> Float[
 def fit_features(examples: Iterable[Inputs], config: FeatureConfig, *, progress: bool = False) -> FeaturePipeline:
     """The pipeline fitted to training recordings, which are read twice, one at a time.
 
-    Means and deviations are exact. Principal components come from scikit-learn's `IncrementalPCA`, exact if
-    `num_components` is the full rank and else to the truncation between batches. The standard deviation of each is
-    that of its scores, to the same truncation.
+    Means and deviations are exact. So are principal components of up to 4,096 inputs (frames of the context times
+    signals times bands), from the covariance of all frames in float64, which at most takes 128 MiB. Of more inputs
+    they come from scikit-learn's `IncrementalPCA`: exact if `num_components` is the full rank, else to the truncation
+    between batches, as is the standard deviation of each.
 
     Parameters
     ----------
@@ -310,7 +337,6 @@ def fit_features(examples: Iterable[Inputs], config: FeatureConfig, *, progress:
     UserWarning
         If `num_components` do not reach the `share` of the variance.
     """
-    from sklearn.decomposition import IncrementalPCA
     from sklearn.preprocessing import StandardScaler
     from tqdm.auto import tqdm
 
@@ -340,12 +366,9 @@ def fit_features(examples: Iterable[Inputs], config: FeatureConfig, *, progress:
         return FeaturePipeline(config, rows, mean, scale, None, None, *extra)
 
     count = min(config.num_components, mean.size, -(-frames // config.stride))
-    pca: Any = IncrementalPCA(count)
     bar = tqdm(examples, desc="features: principal components", unit="recording", disable=not progress)
-    strided = ((window - mean) / scale for window in _strided(bar, config))
-    for batch in _batches(strided, max(count, _ROWS)):
-        pca.partial_fit(batch)
-    reached = np.cumsum(pca.explained_variance_ratio_)
+    found = principal_components(((w - mean) / scale for w in _strided(bar, config)), count, mean.size)
+    reached = np.cumsum(found.variances) / found.total
     # Rounding may leave the full rank just below a share of one.
     kept = int(np.searchsorted(reached, config.share - 1e-6)) + 1
     if kept > count:
@@ -355,7 +378,7 @@ def fit_features(examples: Iterable[Inputs], config: FeatureConfig, *, progress:
             f"{config.share:.1%} asked for; raise num_components, or give more frames.",
             stacklevel=2,
         )
-    deviation = np.sqrt(pca.explained_variance_[:kept])
+    deviation = np.sqrt(found.variances[:kept])
     # Directions without variance are rounding, which must not be blown up.
     deviation[deviation < 1e-6 * deviation[0]] = 1.0
     return FeaturePipeline(
@@ -363,7 +386,7 @@ def fit_features(examples: Iterable[Inputs], config: FeatureConfig, *, progress:
         rows,
         mean,
         scale,
-        _float32(pca.components_[:kept]),
+        _float32(found.axes[:kept]),
         _float32(deviation),
         *extra,
         float(reached[kept - 1]),
@@ -388,20 +411,6 @@ def _strided(examples: Iterable[Any], config: FeatureConfig) -> Iterator[Float[n
         for window in _windows(spectra(inputs, config, level), config.context):
             yield window[first :: config.stride]
             first = (first - len(window)) % config.stride
-
-
-def _batches(
-    parts: Iterable[Float[np.ndarray, "frame input"]], size: int
-) -> Iterator[Float[np.ndarray, "frame input"]]:
-    """The same rows in batches of at least `size`, or all of them if there are fewer."""
-    held: list[np.ndarray] = []
-    for part in parts:
-        held.append(part)
-        while sum(map(len, held)) >= 2 * size:
-            joined = np.concatenate(held)
-            yield joined[:size]
-            held = [joined[size:]]
-    yield np.concatenate(held)
 
 
 def _relative(

@@ -1,5 +1,6 @@
 """The oracle ladder of a folder: what fusing its separators could reach, before anything is learned."""
 
+from collections.abc import Iterator
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,13 +11,11 @@ from bayesfuse._jobs import ITEM_ERRORS, Arrays, Records, over_items
 from bayesfuse.examples import Example, Reading, open_example
 from bayesfuse.folder_rules import check_references
 from bayesfuse.grams import Bands
-from bayesfuse.ladder import Ladder, ladder
+from bayesfuse.ladder import Block, Ladder, ladder_of_blocks
 from bayesfuse.separators.folder import Folder, Item
 from bayesfuse.transforms import STFT
 
 BEST = "best single on average"
-# Of longer recordings the beginning is looked at: all estimates are in memory at once.
-SECONDS = 600.0
 
 
 def ladder_of_folder(
@@ -31,8 +30,7 @@ def ladder_of_folder(
     """The ladder of all mixtures with true sources, and messages of those that failed.
 
     It is about the sources that most separators estimate and mixtures whose true sources of these are all known. The
-    rung `BEST` is the separator with the best mean over these files. Of recordings longer than `SECONDS` the beginning
-    counts.
+    rung `BEST` is the separator with the best mean over these very files: see `about_best`. Files are read in blocks.
 
     Parameters
     ----------
@@ -63,13 +61,7 @@ def ladder_of_folder(
     for item in folder.items:
         if all(source in item.references for source in sources):
             part = mine.of(item)
-            corrections = sorted([*key, *value] for key, value in part.corrections.items())
-            settings = {
-                "job": "ladder",
-                "transform": framing.to_dict(),
-                "align": part.adapt,
-                "corrections": corrections,
-            }
+            settings = {"job": "ladder", "transform": framing.to_dict(), **part.describe()}
             tasks.append(_Task(item, sources, separators, part, framing, Records(keep, settings)))
     found, failed = [], {}
     for task, answer in zip(tasks, over_items(_ladder, tasks, executor, "ladder", progress), strict=True):
@@ -90,6 +82,18 @@ def _with_best(whole: Ladder, count: int) -> Ladder:
     best = np.take_along_axis(whole.sdr, np.argmax(means, axis=1)[None, :, None], axis=2)
     sdr = np.concatenate([whole.sdr[..., :count], best, whole.sdr[..., count:]], axis=-1)
     return Ladder(sdr, (*whole.rungs[:count], BEST, *whole.rungs[count:]), whole.sources, whole.files)
+
+
+def about_best(found: Ladder) -> str:
+    """Which separators the rung `BEST` of `ladder_of_folder` stands for, and what they were chosen on."""
+    count = found.rungs.index(BEST)
+    best = np.argmax(np.nan_to_num(found.mean()[:, :count], nan=-np.inf), axis=1)
+    chosen = ", ".join(f"{found.rungs[m]} for {source}" for m, source in zip(best, found.sources, strict=True))
+    files = "this file itself" if len(found.files) == 1 else f"these {len(found.files)} files themselves"
+    return (
+        f"{BEST}: {chosen}.\nIt was chosen on {files}, with their references: no separator chosen beforehand, as by "
+        "`bayesfuse train --method select`, is better."
+    )
 
 
 @dataclass(frozen=True)
@@ -117,16 +121,22 @@ def _ladder(task: _Task) -> Arrays | str:
 
 
 def _rungs(task: _Task, examples: list[Example]) -> Arrays:
-    header = examples[0].header
-    stop = min(header.samples, round(SECONDS * header.rate))
-    estimates = [np.stack([track.read(0, stop) for track in example.estimates]) for example in examples]
-    result = ladder(
-        examples[0].mixture.read(0, stop),
-        np.stack([example.true_source().read(0, stop) for example in examples]),
-        np.stack(estimates, axis=1),
+    rate = examples[0].header.rate
+    result = ladder_of_blocks(
+        _blocks(examples),
         transform=task.transform,
-        bands=Bands(header.rate, window=task.transform.window),
+        bands=Bands(rate, window=task.transform.window),
         models=task.separators,
         sources=task.sources,
     )
     return {"sdr": result.sdr, "rungs": np.array(result.rungs, str)}
+
+
+def _blocks(examples: list[Example]) -> Iterator[Block]:
+    """Mixture, true sources and estimates of all sources in consecutive blocks."""
+    start = 0
+    for pairs in zip(*(example.pairs() for example in examples), strict=True):
+        references, estimates = (list(signals) for signals in zip(*pairs, strict=True))
+        stop = start + references[0].shape[-1]
+        yield examples[0].mixture.read(start, stop), np.stack(references), np.stack(estimates, axis=1)
+        start = stop

@@ -14,17 +14,19 @@ References
 separation", IEEE/ACM Trans. Audio, Speech, Lang. Process., 24(7), 2016.
 """
 
-from collections.abc import Callable, Sequence
+import functools
+import operator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import equinox as eqx
 import numpy as np
 from jaxtyping import Float, Int
 
-from bayesfuse import masks, metrics
-from bayesfuse._streaming import slices
+from bayesfuse import masks
+from bayesfuse._streaming import overlap_added, slices
 from bayesfuse.fusion import best_weights, mean_weights
-from bayesfuse.grams import Bands, FrameTransform, Gram, gram, grams_of_blocks, sdr
+from bayesfuse.grams import Bands, FrameTransform, Gram, gram, sdr
 from bayesfuse.simplex_qp import oracle_weights
 from bayesfuse.transforms import STFT
 from bayesfuse.weighted_sum import fuse
@@ -46,6 +48,11 @@ _RULES = (
     *_MASKS,
 )
 Rule = Callable[[Gram], Any]
+Block = tuple[
+    Float[np.ndarray, "channel sample"],
+    Float[np.ndarray, "source channel sample"],
+    Float[np.ndarray, "model source channel sample"],
+]
 # Samples, over all signals, whose Grams per frame are in memory at a time.
 _BLOCK = 1 << 22
 
@@ -196,58 +203,123 @@ def ladder(
     """
     if references.ndim != 3:
         raise ValueError(f"ladder got references of shape {references.shape}; expected [source, channel, sample].")
-    framing = STFT() if transform is None else transform
-    count, parts = len(estimates), len(references)
-    names = _named("models", models, [f"model {m}" for m in range(count)])
-    whole = gram(references, estimates).sum(1)
-    constant: dict[str, np.ndarray] = {name: np.eye(count)[m] for m, name in enumerate(names)}
-    rules: dict[str, np.ndarray] = {"mean": mean_weights(count)}
-    if single is not None:
-        chosen = np.broadcast_to(np.asarray(single), (parts,))
-        if not ((chosen >= 0) & (chosen < count)).all():
-            raise ValueError(f"ladder got single={single}; it must be numbers of separators, from 0 to {count - 1}.")
-        rules[BEST_SINGLE] = np.eye(count)[chosen]
-    decided = _decided(whole, shared)
-    rules["oracle selection"] = np.asarray(best_weights(decided))
-    rules["oracle fusion"] = np.asarray(oracle_weights(decided))
-    sounding = whole.energy > 0
-    values = {
-        name: np.where(sounding, sdr(np.broadcast_to(weights, whole.cross.shape), whole), np.nan)
-        for name, weights in (constant | rules).items()
-    }
-
-    varying: list[tuple[str, Rule, Bands | None]] = [
-        ("oracle selection per frame", best_weights, None),
-        ("oracle fusion per frame", oracle_weights, None),
-    ]
-    if bands is not None:
-        varying.append(("oracle fusion per frame and band", oracle_weights, bands))
-    for name, rule, partition in varying:
-        weights = _weights_over_time(rule, references, estimates, framing, partition, shared)
-        fused = fuse(weights, estimates, transform=framing, bands=partition, per_source=True)
-        values[name] = np.asarray(metrics.sdr(references, fused, axis=(-2, -1)))
     mixed = references.sum(axis=0) if mixture is None else mixture
-    for name, mask in _MASKS.items():
-        found = masks.ideal_estimates(mask, mixed, references, transform=framing)
-        values[name] = np.asarray(metrics.sdr(references, found, axis=(-2, -1)))
+    names = {"models": models, "sources": sources, "file": file}
+    blocks = ((x, s, e) for x, s, e in slices(_BLOCK, mixed, references, estimates))
+    return ladder_of_blocks(blocks, transform=transform, bands=bands, single=single, shared=shared, **names)
+
+
+def ladder_of_blocks(
+    blocks: Iterable[Block],
+    *,
+    transform: FrameTransform | None = None,
+    bands: Bands | None = None,
+    single: Sequence[int] | np.ndarray | np.integer | int | None = None,
+    shared: bool = False,
+    models: Sequence[str] | None = None,
+    sources: Sequence[str] | None = None,
+    file: str = "",
+) -> Ladder:
+    """`ladder` of signals that come in blocks, in one pass and in bounded memory.
+
+    Parameters
+    ----------
+    blocks
+        Consecutive blocks (mixture [channel, sample], references [source, channel, sample], estimates
+        [model, source, channel, sample]) of one file, of any lengths.
+    transform, bands, single, shared, models, sources, file
+        As in `ladder`.
+
+    Raises
+    ------
+    ValueError
+        As `ladder`, or if there is no block.
+    """
+    framing = STFT() if transform is None else transform
+    varying = _varying_rules(framing, bands, shared)
+    whole: list[Gram] = []
+
+    def signals() -> Iterator[Float[np.ndarray, "signal channel sample"]]:
+        for mixture, references, estimates in blocks:
+            whole[:] = [functools.reduce(operator.add, [*whole, gram(references, estimates).sum(1)])]
+            if mixture.shape != references.shape[1:]:
+                raise ValueError(
+                    f"ladder got a mixture of shape {mixture.shape} and references of shape {references.shape}; "
+                    "expected [channel, sample] and [source, channel, sample] of the same channels and samples."
+                )
+            yield np.concatenate([mixture[None], references, estimates.reshape(-1, *mixture.shape)])
+
+    def fused(parts: np.ndarray, frames: range, final: bool) -> np.ndarray:
+        count = len(whole[0].energy)
+        references = parts[1 : 1 + count]
+        estimates = parts[1 + count :].reshape(-1, *references.shape)
+        return np.stack([references, *(rule(parts[0], references, estimates) for rule in varying.values())])
+
+    energy: Any = 0.0
+    errors: Any = 0.0
+    for part in overlap_added(signals(), framing, _BLOCK, fused):
+        doubled = part.astype(np.float64)
+        energy = energy + np.square(doubled[0]).sum(axis=(-2, -1))
+        errors = errors + np.square(doubled[0] - doubled[1:]).sum(axis=(-2, -1))
+    if not whole:
+        raise ValueError("ladder got signals of no samples; give at least one.")
+    count, parts = whole[0].num_models, len(whole[0].energy)
+    names = _named("models", models, [f"model {m}" for m in range(count)])
+    values = _constant_rungs(whole[0], names, single, shared)
+    for name, error in zip(varying, errors, strict=True):
+        with np.errstate(divide="ignore", invalid="ignore"):
+            values[name] = np.where(energy > 0, 10.0 * (np.log10(energy) - np.log10(error)), np.nan)
     table = np.stack([np.asarray(row, np.float64) for row in values.values()], axis=-1)[None]
     return Ladder(table, tuple(values), _named("sources", sources, [f"source {j}" for j in range(parts)]), (file,))
 
 
-def _weights_over_time(
-    rule: Rule,
-    references: np.ndarray,
-    estimates: np.ndarray,
-    transform: FrameTransform,
-    bands: Bands | None,
-    shared: bool,
-) -> Float[np.ndarray, "source model frame *band"]:
-    """The weights of a rule per frame and band, stretch by stretch: Grams of all frames would take far more memory."""
-    blocks = ((reference, estimate) for reference, estimate in slices(_BLOCK, references, estimates))
-    grams = grams_of_blocks(blocks, transform=transform, bands=bands)
-    # The channels' axis summed over, the frames are the second axis.
-    weights = np.concatenate([np.asarray(rule(_decided(g.sum(1), shared))) for g in grams], axis=1)
-    return np.moveaxis(np.broadcast_to(weights, (len(references), *weights.shape[1:])), -1, 1)
+def _constant_rungs(
+    whole: Gram, names: Sequence[str], single: Any, shared: bool
+) -> dict[str, Float[np.ndarray, " source"]]:
+    """SDR of every separator, and of rules with constant weights, from scalar products [source] of whole signals."""
+    count, parts = whole.num_models, len(whole.energy)
+    constant: dict[str, np.ndarray] = {name: np.eye(count)[m] for m, name in enumerate(names)}
+    constant["mean"] = mean_weights(count)
+    if single is not None:
+        chosen = np.broadcast_to(np.asarray(single), (parts,))
+        if not ((chosen >= 0) & (chosen < count)).all():
+            raise ValueError(f"ladder got single={single}; it must be numbers of separators, from 0 to {count - 1}.")
+        constant[BEST_SINGLE] = np.eye(count)[chosen]
+    decided = _decided(whole, shared)
+    constant["oracle selection"] = np.asarray(best_weights(decided))
+    constant["oracle fusion"] = np.asarray(oracle_weights(decided))
+    return {
+        name: np.where(whole.energy > 0, sdr(np.broadcast_to(weights, whole.cross.shape), whole), np.nan)
+        for name, weights in constant.items()
+    }
+
+
+def _varying_rules(
+    framing: FrameTransform, bands: Bands | None, shared: bool
+) -> dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]]:
+    """What each rule with weights or gains per frame makes of (mixture, references, estimates): [source, ...]."""
+
+    def fusing(rule: Rule, partition: Bands | None) -> Callable[..., np.ndarray]:
+        def apply(mixture: np.ndarray, references: np.ndarray, estimates: np.ndarray) -> np.ndarray:
+            g = gram(references, estimates, transform=framing, bands=partition).sum(1)
+            weights = np.asarray(rule(_decided(g, shared)))
+            each = np.moveaxis(np.broadcast_to(weights, (len(references), *weights.shape[1:])), -1, 1)
+            return np.asarray(fuse(each, estimates, transform=framing, bands=partition, per_source=True))
+
+        return apply
+
+    def masking(mask: masks.MaskRule) -> Callable[..., np.ndarray]:
+        return lambda mixture, references, estimates: masks.ideal_estimates(
+            mask, mixture, references, transform=framing
+        )
+
+    rules = {
+        "oracle selection per frame": fusing(best_weights, None),
+        "oracle fusion per frame": fusing(oracle_weights, None),
+    }
+    if bands is not None:
+        rules["oracle fusion per frame and band"] = fusing(oracle_weights, bands)
+    return rules | {name: masking(mask) for name, mask in _MASKS.items()}
 
 
 def _decided(g: Gram, shared: bool) -> Gram:

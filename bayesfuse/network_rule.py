@@ -23,6 +23,7 @@ from bayesfuse._streaming import pieces
 from bayesfuse.features import FeatureConfig, FeaturePipeline, Inputs, fit_features, mean_power, spectra
 from bayesfuse.fusion import Bands, Gram, fuse, fuse_blocks, gram
 from bayesfuse.neural import FusionNetwork, NetworkConfig, Trained, TrainingSet, frame_weights, train
+from bayesfuse.rules import positions
 from bayesfuse.transforms import STFT
 
 KIND = "bayesfuse network fusion"
@@ -226,7 +227,8 @@ class NetworkRule(eqx.Module):
         path
             The file.
         separators
-            Names of those it is to be applied to, in the order of their estimates; not checked if None.
+            Names of those it is to be applied to, in the order of their estimates; not checked if None. A rule for the
+            same ones in another order comes back in this order.
 
         Raises
         ------
@@ -236,17 +238,22 @@ class NetworkRule(eqx.Module):
             If the file is damaged or of something else, or the rule is for other separators.
         """
         groups, about = _arrays.read(Path(path), KIND)
-        if separators is not None and list(separators) != about["separators"]:
-            raise ValueError(
-                f"{path} was trained with the separators {about['separators']}, in this order, but is to be applied to "
-                f"{list(separators)}; give the estimates of those, in that order, or train a network for these."
-            )
         bands = None if about["bands"] is None else Bands(**about["bands"])
         shape = (len(about["sources"]), bands.count if bands else 1, len(about["separators"]))
         pipeline = FeaturePipeline.from_parts(groups["pipeline"], about)
         blank = FusionNetwork(jax.random.key(0), pipeline.num_features, about["hidden"], shape)
         network = _arrays.with_leaves(blank, groups["network"])
-        return cls(network, pipeline, about["separators"], about["sources"], about["rate"], bands, about["record"])
+        rule = cls(network, pipeline, about["separators"], about["sources"], about["rate"], bands, about["record"])
+        if separators is None or tuple(separators) == rule.separators:
+            return rule
+        return rule._reordered(positions(path, rule.separators, separators))
+
+    def _reordered(self, index: Sequence[int]) -> "NetworkRule":
+        """The same rule, up to the order of summation, for the separators in another order."""
+        pipeline, features = self.pipeline.reordered(index)
+        names = [self.separators[i] for i in index]
+        network = self.network.reordered(features, index)
+        return NetworkRule(network, pipeline, names, self.sources, self.rate, self.bands, self.record)
 
     @property
     def _leading(self) -> tuple[int, int]:
@@ -330,15 +337,30 @@ def learn_network(
     framing = STFT(features.transform.window, features.transform.hop)
 
     def with_gram(recordings: Iterable[Recording]) -> Iterator[tuple[Inputs, Gram]]:
-        for inputs, references in recordings:
-            # Channels share their weights.
-            yield inputs, gram(references, inputs.estimates, transform=framing, bands=bands).sum(1)
+        for recording in recordings:
+            yield recording.inputs, recording_gram(recording, framing, bands)
 
     pipeline = fit_features(_Mapped(lambda: (inputs for inputs, _ in examples)), features, progress=progress)
     sets = [TrainingSet.build(pipeline, with_gram(recordings)) for recordings in (examples, validation)]
     trained = train(
         key, *sets, config=config, initial_weights=initial_weights, checkpoint=checkpoint, progress=progress
     )
+    names = {"separators": separators, "sources": sources}
+    return make_rule(key, trained, pipeline, rate, **names, config=config, bands=bands), trained
+
+
+def make_rule(
+    key: PRNGKeyArray,
+    trained: Trained,
+    pipeline: FeaturePipeline,
+    rate: int,
+    *,
+    separators: Sequence[str],
+    sources: Sequence[str],
+    config: NetworkConfig,
+    bands: Bands | None = None,
+) -> NetworkRule:
+    """The rule of a trained network, with a record of how it came about; arguments as those of `learn_network`."""
     record = {
         "config": config.to_dict(),
         "validation_sdr": trained.score,
@@ -346,7 +368,12 @@ def learn_network(
         "key": np.asarray(jax.random.key_data(key)).tolist(),
         "versions": {name: metadata.version(name) for name in ("jax", "equinox", "optax", "scikit-learn", "numpy")},
     }
-    return NetworkRule(trained.network, pipeline, separators, sources, rate, bands, record), trained
+    return NetworkRule(trained.network, pipeline, separators, sources, rate, bands, record)
+
+
+def recording_gram(recording: Recording, transform: STFT, bands: Bands | None = None) -> Gram:
+    """Scalar products over [source, frame], or [source, frame, band]; channels share their weights."""
+    return gram(recording.references, recording.inputs.estimates, transform=transform, bands=bands).sum(1)
 
 
 class _Mapped:

@@ -101,6 +101,13 @@ class FusionNetwork(eqx.Module):
         output = Dense(new.output.weight, self.output.bias)
         return eqx.tree_at(lambda n: (n.layers, n.output), self, ((*self.layers, *new.layers), output))
 
+    def reordered(self, features: Sequence[int] | np.ndarray, models: Sequence[int]) -> "FusionNetwork":
+        """The network for features and models in another order, given by their indices in the order of this one."""
+        rows = np.arange(int(np.prod(self.shape))).reshape(self.shape)[..., list(models)].ravel()
+        layers = [*self.layers, Dense(self.output.weight[rows], self.output.bias[rows])]
+        layers[0] = Dense(layers[0].weight[:, np.asarray(features)], layers[0].bias)
+        return eqx.tree_at(lambda n: (n.layers, n.output), self, (tuple(layers[:-1]), layers[-1]))
+
     def __call__(
         self, features: Float[Array, "*batch feature"], dropout: float = 0.0, key: PRNGKeyArray | None = None
     ) -> Float[Array, "*batch source band model"]:

@@ -266,14 +266,7 @@ def load_rules(path: str | os.PathLike[str], *, separators: Sequence[str] | None
         separators.
     """
     tree = _netcdf.read_tree(Path(path))
-    if tree.attrs.get("format") != FORMAT:
-        raise ValueError(f"{path} does not hold {FORMAT}: its attribute `format` is {tree.attrs.get('format')!r}.")
-    schema = int(tree.attrs.get("schema_version", 0))
-    if not 1 <= schema <= SCHEMA_VERSION:
-        raise ValueError(
-            f"{path} has schema version {schema}, and this bayesfuse reads versions up to {SCHEMA_VERSION}; upgrade "
-            f"to at least bayesfuse {tree.attrs.get('version')}."
-        )
+    _netcdf.check_format(tree, Path(path), FORMAT, SCHEMA_VERSION)
     rules = {}
     try:
         for node in tree.children.values():
@@ -318,19 +311,29 @@ def _from_node(node: Any) -> Rule:
 
 def _in_order(rule: Rule, separators: tuple[str, ...], path: Any) -> Rule:
     """The rule with its models in the wanted order."""
-    if sorted(rule.separators) != sorted(separators):
-        missing = [name for name in rule.separators if name not in separators]
-        unknown = [name for name in separators if name not in rule.separators]
-        raise ValueError(
-            f"{path} was learned for the separators {list(rule.separators)}, but is to be applied to "
-            f"{list(separators)}: {missing} are missing and {unknown} are unknown to it. "
-            "Learn a rule for these, or give those estimates."
-        )
-    index = [rule.separators.index(name) for name in separators]
+    index = positions(path, rule.separators, separators)
     if isinstance(rule, StaticRule):
         return StaticRule(rule.learned[index], separators, rule.source)
     fields = (rule.beta, rule.stickiness, rule.axes, rule.per_term, separators, rule.source)
     return VBRule(rule.log_prior[index], *fields)
+
+
+def positions(path: Any, learned: Sequence[str], separators: Sequence[str]) -> list[int]:
+    """Where the separators are among those that the rule in a file was learned for.
+
+    Raises
+    ------
+    ValueError
+        If they are others.
+    """
+    if sorted(learned) != sorted(separators):
+        missing = [name for name in learned if name not in separators]
+        unknown = [name for name in separators if name not in learned]
+        raise ValueError(
+            f"{path} was learned for the separators {list(learned)}, but is to be applied to {list(separators)}: "
+            f"{missing} are missing and {unknown} are unknown to it. Learn a rule for these, or give those estimates."
+        )
+    return [learned.index(name) for name in separators]
 
 
 def _check_separators(rule: Any) -> None:

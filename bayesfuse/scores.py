@@ -33,7 +33,8 @@ else:
 
 COLUMNS = ("name", "group", "system", "source", "metric", "window", "value", "reason")
 
-_PLAIN: dict[str, Callable[..., Any]] = {
+# Measures of the scalar products of the signals alone.
+PLAIN: dict[str, Callable[..., Any]] = {
     "sdr": metrics.sdr,
     "si_sdr": metrics.si_sdr,
     "si_sir": metrics.si_sir,
@@ -56,6 +57,7 @@ def score(
     window: float | int = 1.0,
     hop: float | int | None = None,
     taps: int = 512,
+    prepared: bss_eval.References | None = None,
 ) -> Table:
     """The table of one mixture: every measure of every system's estimate of every source.
 
@@ -75,6 +77,8 @@ def score(
         window (see `over_windows`).
     rate, window, hop, taps
         As those of `bss_eval.bss_eval_v4`, for the measures that have them.
+    prepared
+        `bss_eval.prepare` of the references, to share it between calls for systems of the same mixture.
 
     Returns
     -------
@@ -94,16 +98,17 @@ def score(
             "sources; give references [source, channel, sample], estimates [system, source, channel, sample] and a "
             "name for each system and source."
         )
-    unknown = sorted({*measures} - {*_PLAIN, "bss_eval_sources", "bss_eval_images", "bss_eval_v4"})
+    unknown = sorted({*measures} - {*PLAIN, "bss_eval_sources", "bss_eval_images", "bss_eval_v4"})
     if unknown:
         raise ValueError(f"score got the measures {unknown}; it knows {list(get_args(Measure))}.")
     if "bss_eval_v4" in measures and rate is None:
         raise ValueError("bss_eval_v4 has windows in seconds; give score the sampling rate, rate=...")
-    prepared = bss_eval.prepare(true, taps=taps) if {*measures} - {*_PLAIN} else None
+    if prepared is None and {*measures} - {*PLAIN}:
+        prepared = bss_eval.prepare(true, taps=taps)
     tables = []
     for measure in measures:
-        if measure in _PLAIN:
-            values = np.asarray(_PLAIN[measure](true, given, axis=(-2, -1)))
+        if measure in PLAIN:
+            values = np.asarray(PLAIN[measure](true, given, axis=(-2, -1)))
             values, reasons = _explained(measure, values, true, given)
             tables.append(_table(measure, values[..., None], reasons[..., None], systems, sources, windowed=False))
             continue

@@ -29,7 +29,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import scipy.linalg
 import scipy.optimize
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float
@@ -41,6 +40,8 @@ from bayesfuse.grams import Gram
 AnyArray = np.ndarray | Array
 
 _RIDGE = 1e-10
+# Energy of an error, relative to the loudest signal, that is none at all; its square root can still be divided by.
+_SILENT = 1e-280
 # Sign violations below this are rounding: in the scaled problem all quantities are of order one.
 _TOLERANCE = 1e-12
 # Exchanges of all wrong variables that may pass without progress; three is the published choice.
@@ -102,7 +103,7 @@ def minimise_on_simplex(
     Raises
     ------
     ValueError
-        If the numbers of models differ, or a value is NaN or infinite.
+        If the numbers of models differ, a value is NaN or infinite, or d is not 0 where G_mm is.
     """
     if gram.shape != (*cross.shape, cross.shape[-1]):
         raise ValueError(
@@ -111,10 +112,32 @@ def minimise_on_simplex(
         )
     check_finite("minimise_on_simplex", gram=gram, cross=cross)
     if energy is None:
-        projected = np.linalg.pinv(gram, rcond=1e-13, hermitian=True) @ cross[..., None]
-        energy = np.asarray((cross * projected[..., 0]).sum(axis=-1))
+        energy = _least_energy(gram, cross)
     check_finite("minimise_on_simplex", energy=energy)
     return _minimise(gram, cross, energy)
+
+
+def _least_energy(
+    gram: Float[np.ndarray, "... model model"], cross: Float[np.ndarray, "... model"]
+) -> Float[np.ndarray, "..."]:
+    """d' G^+ d up to rounding, and never so little that the errors' matrix is indefinite by more than rounding.
+
+    With a ridge instead of a pseudo-inverse: what lies along directions that are zero up to rounding counts, too, since
+    without it c + a'Ga - 2a'd is negative somewhere. Of unit diagonal, so that every estimate has a ridge of its scale.
+    """
+    power = np.diagonal(gram, axis1=-2, axis2=-1)
+    # The square of what is not zero may be.
+    if np.any((power <= 0) & (np.abs(cross) > 1e-100 * np.abs(cross).max(axis=-1, keepdims=True))):
+        raise ValueError(
+            "minimise_on_simplex got a linear term where the diagonal of the quadratic one is zero; scalar products "
+            "with a silent estimate are zero."
+        )
+    root = np.sqrt(np.maximum(power, 0.0))
+    inverse = np.divide(1.0, root, out=np.zeros_like(root), where=root > 0)
+    values, vectors = np.linalg.eigh(gram * inverse[..., :, None] * inverse[..., None, :])
+    ridge = 8.0 * power.shape[-1] * np.finfo(gram.dtype).eps
+    along = ((cross * inverse)[..., None, :] @ vectors)[..., 0, :]
+    return np.asarray((along**2 / (np.maximum(values, 0.0) + ridge)).sum(axis=-1))
 
 
 def kkt_residual(weights: Float[AnyArray, "*#batch model"], g: Gram) -> Float[AnyArray, "*batch"]:
@@ -178,8 +201,8 @@ def _minimise_chunk(
     gram, cross = gram[audible] / scale[:, None, None], cross[audible] / scale[:, None]
     power, energy = power[audible] / scale[:, None], energy[audible] / scale
     errors = (gram + gram.swapaxes(-1, -2)) / 2.0 - cross[:, :, None] - cross[:, None, :] + energy[:, None, None]
-    # What rounding of the Gram (of its own precision) leaves uncertain about each error.
-    noise = 8.0 * models * eps * (power + energy[:, None])
+    # What rounding of the Gram (of its own precision) leaves uncertain about each error; it scales it if it is zero.
+    noise = np.maximum(8.0 * models * eps * (power + energy[:, None]), _SILENT)
     sizes = np.maximum(np.diagonal(errors, axis1=-2, axis2=-1), 0.0)
     undecided = (sizes <= noise).all(axis=-1)
     if undecided.any():
@@ -240,7 +263,9 @@ def _complementary(
         quadratic, linear = quadratic[going], linear[going]
     # Never seen in tests, but pivoting in rounded numbers could cycle: an active-set method cannot.
     for problem, Q, r in zip(pending, quadratic, linear, strict=True):
-        factor = np.linalg.cholesky(Q)
-        solution[problem] = scipy.optimize.nnls(factor.T, scipy.linalg.solve_triangular(factor, r, lower=True))[0]
+        values, vectors = np.linalg.eigh(Q)
+        # Definite but for rounding.
+        factor = np.sqrt(np.maximum(values, _RIDGE))[:, None] * vectors.T
+        solution[problem] = scipy.optimize.nnls(factor, (vectors.T @ r) / np.sqrt(np.maximum(values, _RIDGE)))[0]
         free[problem] = solution[problem] > 0
     return solution

@@ -177,7 +177,7 @@ def _stacked(
     if grams[0].energy.ndim == 0:
         return fusion.Gram.stack(grams), np.stack(values), {"num_frames": [pairs.num_frames[i] for i in used]}
     lengths = [g.energy.shape[0] for g in grams]
-    padded = fusion.Gram.stack([_padded_gram(g, max(lengths)) for g in grams])
+    padded = fusion.Gram.stack([padded_gram(g, max(lengths)) for g in grams])
     free = np.stack([np.pad(v, [(0, 0), (0, max(lengths) - v.shape[1])]) for v in values])
     return padded, free, {"frames": np.arange(max(lengths)) < np.array(lengths)[:, None]}
 
@@ -201,8 +201,7 @@ def collect_pairs(
     tasks = []
     for item in folder.items:
         mine = reading.of(item)
-        corrections = sorted([*key, *value] for key, value in mine.corrections.items())
-        records = Records(keep, {**settings, "align": mine.adapt, "corrections": corrections})
+        records = Records(keep, {**settings, **mine.describe()})
         tasks += [
             _Task(item, source, separators, mine, by_energy, time_varying, per_channel, records)
             for source, separators in folder.separators_of.items()
@@ -271,7 +270,7 @@ def _products(task: _Task) -> Arrays:
     return arrays
 
 
-def _padded_gram(g: fusion.Gram, frames: int) -> fusion.Gram:
+def padded_gram(g: fusion.Gram, frames: int) -> fusion.Gram:
     """Frames of zeros at the end."""
     more = frames - g.energy.shape[0]
     parts = (g.energy, g.cross, g.gram)

@@ -1,7 +1,7 @@
 """Training examples of the fusion networks: frames with their features and scalar products."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import equinox as eqx
@@ -79,22 +79,34 @@ class TrainingSet(eqx.Module):
         ValueError
             If a Gram is not over the frames of its features, or there are no examples.
         """
-        features, grams = [], []
+        sets = []
         for inputs, g in examples:
-            part = pipeline(inputs)
-            if g.energy.ndim not in (2, 3) or g.energy.shape[1] != len(part):
+            features = pipeline(inputs)
+            if g.energy.ndim not in (2, 3) or g.energy.shape[1] != len(features):
                 raise ValueError(
-                    f"recording {len(features)} has {len(part)} frames of features and a Gram over {g.energy.shape}; "
+                    f"recording {len(sets)} has {len(features)} frames of features and a Gram over {g.energy.shape}; "
                     "it must be over [source, frame] or [source, frame, band]. Compute it with the features' transform."
                 )
-            axes = g.energy.ndim
-            banded = g if axes == 3 else jax.tree.map(lambda field: np.expand_dims(field, 2), g)
-            features.append(part)
-            grams.append(jax.tree.map(lambda field: np.moveaxis(np.asarray(field), 1, 0), banded))
-        if not features:
-            raise ValueError("TrainingSet.build got no examples; give at least one recording.")
-        joined = jax.tree.map(lambda *fields: np.concatenate(fields), *grams)
-        return cls(np.concatenate(features), joined, np.repeat(np.arange(len(features)), [len(f) for f in features]))
+            banded = g if g.energy.ndim == 3 else jax.tree.map(lambda field: np.expand_dims(field, 2), g)
+            frames_first = jax.tree.map(lambda field: np.moveaxis(np.asarray(field), 1, 0), banded)
+            sets.append(cls(features, frames_first, np.zeros(len(features), int)))
+        return cls.concatenate(sets)
+
+    @classmethod
+    def concatenate(cls, sets: "Sequence[TrainingSet]") -> "TrainingSet":
+        """The recordings of several sets, one after the other.
+
+        Raises
+        ------
+        ValueError
+            If there is none.
+        """
+        if not sets:
+            raise ValueError("TrainingSet got no examples; give at least one recording.")
+        first = np.cumsum([0, *(part.num_recordings for part in sets)])
+        recording = [part.recording + start for part, start in zip(sets, first, strict=False)]
+        g = Gram.concatenate([part.gram for part in sets])
+        return cls(np.concatenate([part.features for part in sets]), g, np.concatenate(recording))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the frames to one netCDF file, whole or not at all, so that features are computed once."""

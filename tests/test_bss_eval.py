@@ -61,6 +61,18 @@ def quietly(function, *arguments, **settings):
 # Against least squares ------------------------------------------------------------------------------------------------
 
 
+def test_normal_equations_are_those_of_explicit_delays():
+    rng = np.random.default_rng(0)
+    references, taps = rng.standard_normal((3, 40)), 6
+    delayed = [np.pad(row, (lag, taps - lag)) for row in references for lag in range(taps)]
+    found = _projection.span(_projection.correlate(references, references, taps))
+    expected = np.array(delayed) @ np.transpose(delayed) * np.outer(*2 * [np.repeat(found.scale, taps)])
+    lower = np.tril(found.factor)
+    np.testing.assert_array_equal(found.rows, np.arange(3 * taps))
+    np.testing.assert_allclose(lower @ lower.T, expected, atol=1e-12)
+    np.testing.assert_allclose(np.diagonal(expected), 1.0, atol=1e-12)
+
+
 @pytest.mark.parametrize(
     ("shape", "taps"),
     [((2, 1, 90), 16), ((1, 1, 40), 8), ((3, 2, 150), 7), ((2, 2, 60), 1), ((2, 1, 20), 8), ((1, 2, 30), 12)],

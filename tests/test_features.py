@@ -1,9 +1,11 @@
 """Features of the fusion networks against loops and NumPy's decompositions."""
 
+import warnings
+
 import numpy as np
 import pytest
 
-from bayesfuse import features
+from bayesfuse import _principal, features
 from bayesfuse.features import FeatureConfig, FeaturePipeline, Inputs, fit_features, mean_power, spectra
 from bayesfuse.transforms import QERB, STFT
 
@@ -85,6 +87,28 @@ def test_truncated_components_still_find_the_subspace():
     assert overlap.min() > 0.99
 
 
+@pytest.mark.parametrize(("context", "stride", "count"), [(1, 1, 20), (0, 3, 27), (2, 1, 135), (4, 2, 100)])
+def test_components_are_those_of_scikit_learn_on_all_frames(context, stride, count):
+    from sklearn.decomposition import PCA
+
+    config = FeatureConfig(SMALL, context=context, stride=stride, num_components=count, share=1.0)
+    examples = [recording(seed, 700) for seed in range(3)]
+    windows = stacked(examples, config)
+    standard = ((windows - windows.mean(0)) / windows.std(0))[::stride]
+    count = min(count, len(standard))
+    expected = PCA(count, svd_solver="full").fit(standard)
+    found = _principal.principal_components(iter([standard[:5], standard[5:]]), count, standard.shape[1])
+    np.testing.assert_allclose(found.variances, expected.explained_variance_, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(found.variances / found.total, expected.explained_variance_ratio_, rtol=1e-9, atol=1e-12)
+    sure = expected.explained_variance_ > 1e-9  # others are directions of rounding
+    np.testing.assert_allclose(found.axes[sure], expected.components_[sure], atol=1e-7)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        pipeline = fit_features(examples, config)
+    kept = len(pipeline.components)
+    np.testing.assert_allclose(pipeline.component_scale**2, expected.explained_variance_[:kept], rtol=1e-3, atol=1e-6)
+
+
 def test_frames_are_read_in_batches(monkeypatch):
     from sklearn.decomposition import IncrementalPCA
 
@@ -95,10 +119,17 @@ def test_frames_are_read_in_batches(monkeypatch):
     original = IncrementalPCA.partial_fit
     monkeypatch.setattr(IncrementalPCA, "partial_fit", lambda self, x: (sizes.append(len(x)), original(self, x))[1])
     monkeypatch.setattr(features, "_ROWS", 32)
+    monkeypatch.setattr(_principal, "_ROWS", 32)
     parts = fit_features(examples, config)
-    assert len(sizes) > 5 and max(sizes) < 64 and sum(sizes) == 4 * SMALL.num_frames(900)
     np.testing.assert_allclose(parts.mean, whole.mean, rtol=1e-5)
     np.testing.assert_allclose(parts.scale, whole.scale, rtol=1e-5)
+    np.testing.assert_allclose(parts.component_scale, whole.component_scale, rtol=1e-5)
+    assert not sizes
+    # More inputs than a covariance is for.
+    monkeypatch.setattr(_principal, "EXACT_INPUTS", 80)
+    rough = fit_features(examples, config)
+    assert len(sizes) > 5 and max(sizes) < 64 and sum(sizes) == 4 * SMALL.num_frames(900)
+    np.testing.assert_allclose(rough.component_scale[:5], whole.component_scale[:5], rtol=0.1)
     monkeypatch.undo()
     # Features do not depend on how many frames are worked on at a time.
     once = whole(examples[0])

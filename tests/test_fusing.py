@@ -163,25 +163,6 @@ def test_weights_of_every_method_are_learned_and_applied(root, method):
     assert fuse("--weights", "weights.nc", "--method", "oracle", "--overwrite", references=True) == 2
 
 
-def test_a_network_is_trained_and_applied(root, monkeypatch, capsys):
-    from bayesfuse import folder_network
-    from bayesfuse._training import Training
-    from bayesfuse.neural import NetworkConfig
-
-    small = NetworkConfig(hidden=(8,), pretrain_epochs=0, training=Training(max_epochs=2))
-    monkeypatch.setattr(folder_network, "NetworkConfig", lambda: small)
-    words = ["--method", "network", "--window", "256", "-o", "weights.nc"]
-    assert cli.main(["train", *files(), *words]) == 0
-    assert "on the mixtures kept for validation" in capsys.readouterr().out
-    assert fuse("--weights", "weights.nc", "--quiet") == 0
-    span = np.sort(estimates("a", "voice"), axis=0)
-    assert read("out/a/voice.wav").shape == (1, SAMPLES)
-    assert np.abs(read("out/a/voice.wav")).max() < 2 * np.abs(span).max()
-    Path("estimates/wide").rename("estimates/brand-new")
-    assert fuse("--weights", "weights.nc", "--overwrite") == 2
-    assert "brand-new" in capsys.readouterr().err
-
-
 def test_weights_for_other_separators_are_refused_by_name(root, capsys):
     assert cli.main(["train", *files(), "-o", "weights.nc", "--quiet"]) == 0
     Path("estimates/wide").rename("estimates/brand-new")

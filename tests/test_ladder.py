@@ -1,5 +1,7 @@
 """The ladder: each rung is the SDR of what its rule does to the waveforms, and no oracle is below a coarser one."""
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -8,7 +10,7 @@ from hypothesis import strategies as st
 from bayesfuse import ladder as ladder_module
 from bayesfuse import masks, metrics
 from bayesfuse.fusion import Bands, Gram, fuse, gram, oracle_weights
-from bayesfuse.ladder import BEST_SINGLE, Ladder, best_single, ladder
+from bayesfuse.ladder import BEST_SINGLE, Ladder, best_single, ladder, ladder_of_blocks
 from bayesfuse.transforms import STFT
 
 TRANSFORM = STFT(64, 32)
@@ -87,6 +89,39 @@ def test_in_pieces(monkeypatch):
     np.testing.assert_allclose(found.sdr, expected.sdr, atol=1e-9)
 
 
+@settings(max_examples=5)
+@given(st.integers(0, 10**6), st.lists(st.integers(30, 400), max_size=6))
+def test_blocks_of_any_lengths_are_the_whole(seed, lengths):
+    references, estimates = example(seed % 5)
+    expected = ladder(None, references, estimates, transform=TRANSFORM, bands=BANDS, single=1)
+    edges = [0, *(edge for edge in np.cumsum(lengths) if edge < 600), 600]
+    blocks = (
+        (references[..., a:b].sum(axis=0), references[..., a:b], estimates[..., a:b])
+        for a, b in itertools.pairwise(edges)
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ladder_module, "_BLOCK", 3000)
+        found = ladder_of_blocks(blocks, transform=TRANSFORM, bands=BANDS, single=1)
+    assert found.rungs == expected.rungs
+    np.testing.assert_allclose(found.sdr, expected.sdr, atol=1e-9)
+
+
+def test_pieces_do_not_grow_with_the_length(monkeypatch):
+    monkeypatch.setattr(ladder_module, "_BLOCK", 1)
+    sizes, whole = [], ladder_module.gram
+    monkeypatch.setattr(
+        ladder_module, "gram", lambda s, *rest, **more: (sizes.append(s.size), whole(s, *rest, **more))[1]
+    )
+    references, estimates = example(channels=1, length=900)
+    blocks = (
+        (references[0, :, i : i + 100], references[..., i : i + 100], estimates[..., i : i + 100])
+        for i in range(0, 900, 100)
+    )
+    ladder_of_blocks(blocks, transform=TRANSFORM)
+    # Two sources in one segment of their own with one of context on either side, or in a block.
+    assert max(sizes) == 2 * 100 and len(sizes) > 2 * (900 // 32)
+
+
 def test_extremes():
     references, estimates = example(models=2)
     # One estimate, equal to the reference; a silent source; duplicates.
@@ -158,5 +193,9 @@ def test_bad_input():
         ladder(None, references, estimates[..., 1:], transform=TRANSFORM)
     with pytest.raises(ValueError, match=r"\[source, channel, sample\]"):
         ladder(None, references[0], estimates[:, 0], transform=TRANSFORM)
+    with pytest.raises(ValueError, match="mixture of shape"):
+        ladder(references[0, :1], references, estimates, transform=TRANSFORM)
+    with pytest.raises(ValueError, match="no samples"):
+        ladder_of_blocks([])
     with pytest.raises(ValueError, match="33 bins"):
         ladder(None, references, estimates, bands=BANDS)

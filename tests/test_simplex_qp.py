@@ -227,6 +227,49 @@ def test_bare_arrays():
     assert_optimal(minimise_on_simplex(dependent.gram, dependent.cross), dependent, 1e-9)
 
 
+@settings(max_examples=150)
+@given(st.integers(0, 10**6), st.integers(1, 10), st.integers(0, 10), st.integers(0, 12), st.booleans())
+def test_low_rank_problems(seed, models, rank, orders, ties):
+    """Optimal for estimates in a space of few dimensions, of scales many orders apart, silent ones and equal ones."""
+    rng = np.random.default_rng(seed)
+    estimates = rng.normal(size=(models, rank)) * 10.0 ** rng.uniform(-orders, 0, (models, 1))
+    estimates *= rng.random((models, 1)) < 0.9
+    if ties:
+        estimates = estimates[rng.integers(models, size=models)]
+    reference = rng.normal(size=rank) * (rng.random() < 0.9)
+    matrix, cross, energy = estimates @ estimates.T, estimates @ reference, np.asarray(reference @ reference)
+    weights = minimise_on_simplex(matrix, cross)
+    assert_optimal(weights, Gram(energy, cross, matrix), 1e-11)
+    assert_optimal(minimise_on_simplex(matrix, cross, energy), Gram(energy, cross, matrix), 1e-11)
+    same = (estimates[:, None] == estimates[None]).all(axis=-1)
+    # Only a ridge of 1e-10 tells equal ones how to share.
+    np.testing.assert_allclose(np.where(same, weights[:, None] - weights, 0.0), 0.0, atol=1e-5)
+
+
+@settings(max_examples=150)
+@given(st.integers(0, 10**6), st.integers(2, 12), st.integers(1, 30), st.floats(-2, 3), st.floats(-1.5, 1))
+def test_newton_steps_of_stacking(seed, models, frames, spread, concentration):
+    """Second derivatives of the log score, of any rank, with ratios up to 1e40 and a linear term in their range."""
+    rng = np.random.default_rng(seed)
+    values = 10**spread * rng.normal(size=(models, frames))
+    density = np.exp(values - values.max(axis=0))
+    weights = np.maximum(rng.dirichlet(np.full(models, 10**concentration)), 1e-40)
+    ratio = density / (weights @ density)
+    gradient, curvature = ratio.mean(axis=1), ratio @ ratio.T / frames
+    found = minimise_on_simplex(curvature, 2.0 * gradient)
+    assert_optimal(found, Gram(np.array(4.0), 2.0 * gradient, curvature), 1e-9)
+
+
+def test_a_silent_estimate_of_silence_is_exact():
+    matrix = np.diag([0.0, 1.0, 2.0])
+    for g in (Gram(np.zeros(()), np.zeros(3), scale * matrix) for scale in (1.0, 1e-12, 1e12)):
+        np.testing.assert_allclose(oracle_weights(g), [1.0, 0.0, 0.0], atol=1e-15)
+        np.testing.assert_allclose(minimise_on_simplex(g.gram, g.cross), [1.0, 0.0, 0.0], atol=1e-15)
+    np.testing.assert_array_equal(minimise_on_simplex(0 * matrix, np.zeros(3)), 1 / 3)
+    with pytest.raises(ValueError, match="silent estimate"):
+        minimise_on_simplex(matrix, np.array([1.0, 0.0, 0.0]))
+
+
 def test_jax_arrays(x64):
     g = problems(12, 10, 5)
     on_device = jax.tree.map(jnp.asarray, g)
