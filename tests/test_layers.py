@@ -19,7 +19,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("gig", "distributions", "features", "network_costs", "training_set", "neural", "network_rule", "mask_networks"),
     ("vbnmf*", "inference", "estimates", "vb_dictionary", "model", "evidence"),
     ("separators", "separators.*"),
-    ("datasets", "sources", "results"),
+    ("datasets", "datasets.*", "sources", "results"),
     ("sanity", "examples", "folder_*", "learned_rules", "fusing", "training", "evaluating"),
     ("experiments", "plots", "separation"),
     ("",),  # the package itself: the public names
