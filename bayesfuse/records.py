@@ -3,7 +3,8 @@
 A record holds the scalar products between true sources and estimates over the scored stretch of the mixture (whole,
 per frame, per frame and band), the models' free energies by term, scores, timings, the seed and the versions of what
 computed them. One netCDF-4 file per mixture, ``<folder>/records/<name>.nc``; its attribute `key` is a hash of
-settings, code and inputs, by which an experiment tells whether it is still valid.
+settings, code and inputs, by which an experiment tells whether it is still valid. ``<folder>/experiment.json`` says
+which records belong to the experiment as it was last run; others are left over from earlier settings.
 
 Scalar products are kept around the reference: with the errors e_m = s_m - s the file has c = <s, s>, <s, e_m> and
 <e_m, e_m'>, the last as its upper triangle, in single precision. Every digit of a small error survives, which it would
@@ -33,13 +34,14 @@ Kind = Literal["whole", "frames", "bands"]
 FORMAT = "bayesfuse record"
 SCHEMA_VERSION = 1
 ERRORS = "errors.json"
+INDEX = "experiment.json"
 # Axes of the scalar products of each kind, before those of the models.
 _AXES: dict[Kind, tuple[str, ...]] = {
     "whole": ("source",),
     "frames": ("source", "frame"),
     "bands": ("source", "frame", "band"),
 }
-_TEXTS = ("name", "split", "group", "key")
+_TEXTS = ("name", "split", "group", "key", "settings", "stamp")
 _NUMBERS = ("rate", "first_frame", "num_frames", "seed")
 _DESCRIPTIONS = ("metadata", "transform", "versions")
 
@@ -91,7 +93,11 @@ class Record(eqx.Module):
     versions
         Of the software, by name.
     key
-        Hash of settings, code and inputs.
+        Hash of settings, code and inputs by content: what the record is of.
+    settings
+        Hash of settings and code alone.
+    stamp
+        Hash of settings, code and the sizes and times of all input files: if it is the same, so are the inputs.
     """
 
     name: str
@@ -119,6 +125,8 @@ class Record(eqx.Module):
     seed: int
     versions: dict[str, str]
     key: str
+    settings: str = ""
+    stamp: str = ""
 
     @property
     def frame_times(self) -> Float[np.ndarray, " frame"]:
@@ -265,7 +273,7 @@ class Records(Sequence[Record]):
 
 
 def open_records(folder: PathLike) -> Records:
-    """The records in the folder of an experiment, those that are there, in the order of their names.
+    """The records in the folder of an experiment, those that are there, in the order of its data set.
 
     Raises
     ------
@@ -278,13 +286,26 @@ def open_records(folder: PathLike) -> Records:
     home = root / "records"
     if not home.is_dir():
         raise FileNotFoundError(f"{root} holds no records; give the folder that `bayesfuse experiment` wrote.")
-    paths, splits = {}, {}
+    index = read_index(root)
+    found = {}
     for path in sorted(home.rglob("*.nc")):
         if path.name.startswith("."):  # half-written when its process was killed
             continue
         about = read_header(path)
-        paths[about["name"]], splits[about["name"]] = path, about["split"]
+        if index is None or about["settings"] == index["settings"]:
+            found[about["name"]] = (path, about["split"])
+    names = list(found) if index is None else [name for name in index["names"] if name in found]
+    paths, splits = ({name: found[name][part] for name in names} for part in (0, 1))
     return Records(paths, splits, read_errors(root))
+
+
+def read_index(folder: Path) -> dict[str, Any] | None:
+    """What the experiment was when it was last run: `settings`, a hash, `config`, and `names` of all its mixtures.
+
+    None where no experiment has begun.
+    """
+    path = folder / INDEX
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
 def read_errors(folder: Path) -> dict[str, str]:
