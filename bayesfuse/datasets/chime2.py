@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 from bayesfuse import audio
 from bayesfuse.datasets.base import Dataset, Entry
@@ -256,7 +256,9 @@ class Chime2(Dataset):
         return places
 
 
-def occurrences(excerpt: Waveform, recording: Waveform) -> Int[np.ndarray, " place"]:
+def occurrences(
+    excerpt: Float[np.ndarray, "channel sample"], recording: Float[np.ndarray, "_ _"]
+) -> Int[np.ndarray, " place"]:
     """First samples at which a recording holds exactly the samples of an excerpt, in all channels."""
     samples = excerpt.shape[-1]
     last = recording.shape[-1] - samples
