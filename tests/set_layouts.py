@@ -1,4 +1,4 @@
-"""Tiny data sets in the layouts of the real ones, made of noise: what the readers of `bayesfuse.datasets` are tested on."""
+"""Tiny data sets in the layouts of the real ones, made of noise, for tests of the readers in `bayesfuse.datasets`."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -3,7 +3,6 @@
 import json
 import pickle
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -155,7 +154,7 @@ def test_wham_and_wsj0_mix(tmp_path):
     (folder / "mix_clean").rename(folder / "mix")
     assert_sum(Wham(tmp_path, mixture="mix", splits=["tt"])[0], ("s1", "s2"))
     put(folder / "s1" / "050a0501_1.2_440c020w_-1.2.wav", tone(0, 399), 16000)
-    with pytest.raises(ValueError, match="1 channel of 399 samples, but its mixture .* 1 channel of 400 samples"):
+    with pytest.raises(ValueError, match=r"1 channel of 399 samples, but its mixture .* 1 channel of 400 samples"):
         Wham(tmp_path)[1]
     put(tmp_path / "wav8k/min/tt/s1/a.wav", tone(0), 44100)
     put(tmp_path / "wav8k/min/tt/mix/a.wav", tone(0), 44100)
@@ -189,7 +188,7 @@ def test_folder(own):
         FileNotFoundError, match=r"1 of 4 mixtures have no true sources, such as train/single: .*SOURCE"
     ):
         FolderSet(own)
-    with pytest.raises(FileNotFoundError, match="no folder .*truth"):
+    with pytest.raises(FileNotFoundError, match=r"no folder .*truth"):
         FolderSet(own, references="truth")
     alone = Recordings(own / "mixtures")
     assert alone.names == data.names and alone[0].sources == {} and np.isnan(alone[0].residual_db)
@@ -321,7 +320,7 @@ def test_kinds(own):
         guess_kind(own / "mixtures/train/single.wav")
     for kind in KINDS:
         if kind != "synthetic":
-            with pytest.raises(FileNotFoundError, match="no folder|no file or folder|no manifest"):
+            with pytest.raises(FileNotFoundError, match=r"no folder|no file or folder|no manifest"):
                 open_dataset(kind, own / "nowhere")
 
 

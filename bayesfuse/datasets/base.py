@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import Any, NamedTuple, overload
+from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
 import numpy as np
 
@@ -45,7 +45,14 @@ class Fold(NamedTuple):
     test: Mixtures
 
 
-class Dataset(Sequence[Mixture], ABC):
+if TYPE_CHECKING:
+    _Sequence = Sequence[Mixture]
+else:
+    # Types checked at run time would form a mixture to look at it.
+    _Sequence = Sequence
+
+
+class Dataset(_Sequence, ABC):
     """A set of mixtures in splits: a sequence of `Mixture`, read one at a time, in an order that never changes.
 
     A further set is a subclass that hands `Entry` and the sampling rate to this constructor and forms the mixture of
