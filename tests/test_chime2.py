@@ -101,6 +101,8 @@ def test_speech_to_train_on(pristine):
         data.training_speech("s7")
     fold = data.folds(2, by="speaker")[0]
     assert {name.split("_")[0] for name in fold.test.names}.isdisjoint(name.split("_")[0] for name in fold.train.names)
+    files = [path.relative_to(pristine / TOP).as_posix() for path in data.paths(len(data) - 1)]
+    assert files[:2] == ["devel/isolated/9dB/s2_lwiy2s.wav", "devel/reverberated/2_lwiy2s.wav"] and len(files) == 4
     copy = pickle.loads(pickle.dumps(data))
     np.testing.assert_array_equal(copy[0].mixture, data[0].mixture)
 

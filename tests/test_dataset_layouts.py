@@ -190,6 +190,7 @@ def test_folder(own):
         FolderSet(own)
     with pytest.raises(FileNotFoundError, match=r"no folder .*truth"):
         FolderSet(own, references="truth")
+    assert [path.name for path in data.paths(1)] == ["single.wav", "rest.wav", "voice.wav"]
     alone = Recordings(own / "mixtures")
     assert alone.names == data.names and alone[0].sources == {} and np.isnan(alone[0].residual_db)
 

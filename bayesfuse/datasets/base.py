@@ -5,6 +5,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
 import numpy as np
@@ -124,6 +125,10 @@ class Dataset(_Sequence, ABC):
         counts = Counter(entry.split for entry in self.entries)
         shown = ", ".join(f"{count} {split}" for split, count in counts.items())
         return f"<{type(self).__name__}: {shown}; {self.rate} Hz>"
+
+    def paths(self, index: int) -> list[Path]:
+        """Files that a mixture is formed from, so that others can tell whether they changed; none for drawn ones."""
+        return []
 
     def mixture(self, name: str) -> Mixture:
         """The mixture of a name.

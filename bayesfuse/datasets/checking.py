@@ -179,9 +179,10 @@ def _measure(
     item: str, split: str, group: str, source: str, signal: Waveform, rate: int, samples: int | None = None
 ) -> Signal:
     power, peak = float(np.mean(signal.astype(np.float64) ** 2)), float(np.abs(signal).max())
-    levels = [10 * math.log10(power) if power else -math.inf, 20 * math.log10(peak) if peak else -math.inf]
+    rms_db, peak_db = (10 * math.log10(level) if level else -math.inf for level in (power, peak**2))
     seconds = (signal.shape[-1] if samples is None else samples) / rate
-    return Signal(item, split, group, source, seconds, rate, signal.shape[0], *levels, int(clipped_samples(signal)))
+    clipped = int(clipped_samples(signal))
+    return Signal(item, split, group, source, seconds, rate, signal.shape[0], rms_db, peak_db, clipped)
 
 
 def _oddities(signal: Signal) -> list[tuple[str, str]]:
