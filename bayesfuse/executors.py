@@ -28,6 +28,8 @@ Answer = TypeVar("Answer")
 _VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS", "NPROC")
 # Tasks that each worker has in reserve, so that it need not wait for the next.
 _RESERVE = 2
+# Times that a task may kill a process in which it is alone before it is given up.
+_CHANCES = 2
 
 
 @dataclass
@@ -65,7 +67,7 @@ class Workers:
         if self.executor is None:
             yield from ((task, function(task)) for task in tasks)
             return
-        waiting, suspects = iter(tasks), deque[Task]()
+        waiting, suspects = iter(tasks), deque[tuple[Task, int]]()
         running: dict[Future[Answer], Task] = {}
         ended = False
         while True:
@@ -76,9 +78,9 @@ class Workers:
                     ended = True
                 else:
                     running[self.executor.submit(function, task)] = task
-            alone = bool(suspects) and not running
+            alone, deaths = bool(suspects) and not running, 0
             if alone:
-                task = suspects.popleft()
+                task, deaths = suspects.popleft()
                 running[self.executor.submit(function, task)] = task
             if not running:
                 return
@@ -101,10 +103,12 @@ class Workers:
                 broken += running.values()
                 running.clear()
                 self.executor = self.renew()
-                if alone:
+                if deaths + 1 == _CHANCES:
                     yield broken[0], None
+                elif alone:
+                    suspects.append((broken[0], deaths + 1))
                 else:
-                    suspects.extend(broken)
+                    suspects.extend((task, 0) for task in broken)
 
 
 @contextlib.contextmanager

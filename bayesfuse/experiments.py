@@ -185,9 +185,7 @@ def run_experiment(
         with workers(config.execution, executor) as pool:
             _LOG.info("%d mixtures, %d records are there; %s", len(plan.indices), kept, pool.statement)
             run.go(pool, dict(zip(plan.known, lessons, strict=True)))
-        summary = dataclasses.replace(run.summary(pool.statement), seconds=time.perf_counter() - start)
-    _LOG.info("%s", summary)
-    return summary
+        return dataclasses.replace(run.summary(pool.statement), seconds=time.perf_counter() - start)
 
 
 def _plan(config: ExperimentConfig, root: Path) -> _Plan:
@@ -197,6 +195,7 @@ def _plan(config: ExperimentConfig, root: Path) -> _Plan:
     names = [name for split in splits for name in data.mixtures(split, config.data.quick)[: config.data.limit].names]
     settings = content_hash([config.results_depend_on(), code_hash(_CODE)])
     paths = [config.data.path, *(separator.estimates for separator in config.separators)]
+    paths += [path for index in range(len(data)) for path in data.paths(index)]
     stamp = content_hash([settings, files_hash(path for path in paths if path is not None)])
     known: dict[int, str | None] = {}
     for name in names:
@@ -253,6 +252,8 @@ class _Run:
     def go(self, pool: Workers, lessons: Mapping[int, Mapping[str, Lesson]]) -> None:
         """Dictionaries first, then the mixtures."""
         _write_json(self.root / records.ERRORS, {})
+        for unfinished in (self.root / "records").rglob(".*.nc"):  # of a process that was killed
+            unfinished.unlink()
         taught = self._learn(pool, lessons)
         ready: dict[int, dict[str, Taught]] = {}
         for index, mine in lessons.items():
