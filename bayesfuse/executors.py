@@ -77,15 +77,17 @@ class Workers:
                 except StopIteration:
                     ended = True
                 else:
-                    running[self.executor.submit(function, task)] = task
+                    running[self._submit(function, task)] = task
             alone, deaths = bool(suspects) and not running, 0
             if alone:
                 task, deaths = suspects.popleft()
-                running[self.executor.submit(function, task)] = task
+                running[self._submit(function, task)] = task
             if not running:
                 return
             broken: list[Task] = []
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
+            done = list(wait(running, return_when=FIRST_COMPLETED).done)
+            while done:
+                future = done.pop()
                 task = running.pop(future)
                 try:
                     answer = future.result()
@@ -93,6 +95,7 @@ class Workers:
                     if self.renew is None:
                         raise
                     broken.append(task)
+                    done = list(running)  # they all end now, in one way or the other
                 except Exception as error:
                     if type(error).__name__ != "KilledWorker":  # of Dask, which has tried several times
                         raise
@@ -100,8 +103,6 @@ class Workers:
                 else:
                     yield task, answer
             if broken and self.renew is not None:
-                broken += running.values()
-                running.clear()
                 self.executor = self.renew()
                 if deaths + 1 == _CHANCES:
                     yield broken[0], None
@@ -109,6 +110,16 @@ class Workers:
                     suspects.append((broken[0], deaths + 1))
                 else:
                     suspects.extend((task, 0) for task in broken)
+
+    def _submit(self, function: Callable[[Task], Answer], task: Task) -> "Future[Answer]":
+        """The future of a task; a failed one if the executor has broken in the meantime."""
+        assert self.executor is not None
+        try:
+            return self.executor.submit(function, task)
+        except BrokenExecutor as error:
+            failed: Future[Answer] = Future()
+            failed.set_exception(error)
+            return failed
 
 
 @contextlib.contextmanager
