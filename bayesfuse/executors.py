@@ -7,6 +7,7 @@ Nothing heavy is imported here, so that a new process can be told its number of 
 """
 
 import contextlib
+import importlib
 import multiprocessing
 import os
 import signal
@@ -160,7 +161,7 @@ def workers(execution: "Execution", executor: Executor | None = None) -> Iterato
 @contextlib.contextmanager
 def _dask(execution: "Execution") -> Iterator[Workers]:
     try:
-        from distributed import Client, LocalCluster
+        distributed: Any = importlib.import_module("distributed")
     except ImportError as error:
         raise ValueError(
             "[execution] executor = 'dask' needs the package distributed: python -m pip install 'bayesfuse[dask]'."
@@ -169,7 +170,7 @@ def _dask(execution: "Execution") -> Iterator[Workers]:
         if execution.address is None:
             each = execution.threads or max(1, cores() // execution.workers)
             where: Any = stack.enter_context(
-                LocalCluster(
+                distributed.LocalCluster(
                     n_workers=execution.workers,
                     threads_per_worker=1,
                     processes=True,
@@ -180,7 +181,7 @@ def _dask(execution: "Execution") -> Iterator[Workers]:
             statement = f"Dask, {execution.workers} processes of {_threads(each)} on this machine"
         else:
             where, statement = execution.address, f"Dask at {execution.address}, threads as its workers were started"
-        client = stack.enter_context(Client(where))
+        client = stack.enter_context(distributed.Client(where))
         count = max(1, sum(client.nthreads().values()))
         # Impure: a task that is handed out again is done again.
         yield Workers(client.get_executor(pure=False), _RESERVE * count, statement)

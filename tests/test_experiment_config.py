@@ -34,7 +34,9 @@ def test_the_example_is_the_papers_experiment():
 
 
 def test_several_orders_of_two_sources_and_other_transforms():
-    text = TEXT.replace("orders = 1", "orders = [1, 3]").replace("window = 64", 'name = "qerb"\nrate = 2000\nbands = 20')
+    text = TEXT.replace("orders = 1", "orders = [1, 3]").replace(
+        "window = 64", 'name = "qerb"\nrate = 2000\nbands = 20'
+    )
     config = parse_config(text)
     assert config.transform == QERB(2000, 20, 1024)
     assert [m.label for m in models_of(config)][:4] == ["VB-NMF 1x1", "VB-NMF 1x3", "VB-NMF 2x1", "VB-NMF 2x3"]
