@@ -17,11 +17,12 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("grams", "simplex_qp", "weighted_sum", "masks", "objectives", "fusion", "static"),
     ("bayesian", "bayesian_problem", "rules", "stacking", "cross_validation", "ladder"),
     ("gig", "distributions", "features", "network_costs", "training_set", "neural", "network_rule", "mask_networks"),
-    ("vbnmf*", "inference", "estimates", "vb_dictionary", "model", "evidence"),
+    ("vbnmf*", "inference*", "estimates", "vb_dictionary", "model", "evidence"),
     ("separators", "separators.*"),
-    ("datasets", "sources", "results"),
+    ("datasets", "datasets.*", "sources", "results", "records"),
     ("sanity", "examples", "folder_*", "learned_rules", "fusing", "training", "evaluating"),
-    ("experiments", "plots", "separation"),
+    ("experiment_*", "executors", "plots", "separation"),
+    ("experiments",),
     ("",),  # the package itself: the public names
     ("cli*", "demo", "__main__"),
 )
