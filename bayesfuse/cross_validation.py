@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from scipy.stats import t as student
 
+from bayesfuse._folds import group_folds
 from bayesfuse.bayesian import learn_vb
 from bayesfuse.grams import Gram, squared_error
 from bayesfuse.objectives import ExtendedGram, as_double
@@ -106,8 +107,6 @@ def cross_validate(
     The interval is Student's t on the groups' summed deviations, so that correlated examples of a group do not count as
     independent. Folds share training data, whose own variability it does not hold: take it as somewhat too narrow.
     """
-    from sklearn.model_selection import GroupKFold
-
     g = as_double(g)
     count = g.energy.shape[0] if g.energy.ndim else 0
     labels, member = np.unique([str(label) for label in groups], return_inverse=True)
@@ -116,8 +115,7 @@ def cross_validate(
             f"cross_validate got {len(groups)} labels of {labels.size} groups for {count} examples, folds={folds} and "
             f"level={level}; expected one label per example, at least two groups and folds, and a level in (0, 1)."
         )
-    order = np.random.default_rng(seed).permutation(labels.size)
-    splits = GroupKFold(min(folds, labels.size)).split(np.zeros(count), groups=order[member])
+    splits = group_folds(groups, folds, seed)
     singles = np.stack([_sdr(model[:, None], g) for model in np.eye(g.num_models)])
     fused, single, fold, best = np.full(count, np.nan), np.full(count, np.nan), np.zeros(count, int), []
     for index, (train, test) in enumerate(splits):

@@ -19,9 +19,10 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("gig", "distributions", "features", "network_costs", "training_set", "neural", "network_rule", "mask_networks"),
     ("vbnmf*", "inference", "estimates", "vb_dictionary", "model", "evidence"),
     ("separators", "separators.*"),
-    ("datasets", "sources", "results"),
+    ("datasets", "datasets.*", "sources", "results", "records"),
     ("sanity", "examples", "folder_*", "learned_rules", "fusing", "training", "evaluating"),
-    ("experiments", "plots", "separation"),
+    ("experiment_*", "executors", "plots", "separation"),
+    ("experiments",),
     ("",),  # the package itself: the public names
     ("cli*", "demo", "__main__"),
 )
