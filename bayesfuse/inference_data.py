@@ -20,7 +20,8 @@ References
 """
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import jax
@@ -208,7 +209,8 @@ def compare(models: Mapping[str, Any], *, method: Method = "stacking") -> Any:
     shifted = {label: item.shifted(best) for label, item in found.items()}
     # ArviZ 1.x rounds by default.
     exact = {} if _is_old(arviz) else {"round_to": "none"}
-    table: Any = arviz.compare(shifted, method=method, **exact)
+    with _quiet():
+        table: Any = arviz.compare(shifted, method=method, **exact)
     column = "elpd_loo" if _is_old(arviz) else "elpd"
     table[column] = table[column].astype(np.float64) + best.sum()
     rows = [found[str(label)] for label in table.index]
@@ -257,13 +259,20 @@ def loo(data: Any) -> Loo:
     """Leave-one-out predictive densities of the frames of a model, by ArviZ; one of `to_inference_data`."""
     import arviz
 
-    with warnings.catch_warnings():
-        # That k is large somewhere is in the result, frame by frame.
-        warnings.filterwarnings("ignore", message="Estimated shape parameter of Pareto distribution")
+    with _quiet():
         # The draws are independent: their relative efficiency is one.
         elpd: Any = arviz.loo(data, pointwise=True, reff=1.0)
     pointwise = elpd.loo_i if _is_old(arviz) else elpd.elpd_i
     return Loo(np.asarray(pointwise, np.float64), np.asarray(elpd.pareto_k, np.float64), float(elpd.good_k), elpd)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without warnings of large k, which the results have frame by frame, and of calls of ArviZ 0.23 into pandas 3."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Estimated shape parameter of Pareto distribution")
+        warnings.filterwarnings("ignore", message="The inplace keyword")
+        yield
 
 
 def _is_old(arviz: Any) -> bool:
