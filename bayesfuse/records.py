@@ -237,7 +237,9 @@ class Records(Sequence[Record]):
         if kind == "whole":
             return Gram.stack(found), np.ones(len(found), bool)
         lengths = [g.energy.shape[1] for g in found]
-        padded = [Gram(*(_padded(part, 1, max(lengths)) for part in (g.energy, g.cross, g.gram))) for g in found]
+        padded = [
+            Gram(*(_padded(np.asarray(part), 1, max(lengths)) for part in (g.energy, g.cross, g.gram))) for g in found
+        ]
         return Gram.stack(padded), _mask(lengths)
 
     def free_energies(self) -> tuple[Float[np.ndarray, "example model term frame"], Bool[np.ndarray, "example frame"]]:
@@ -389,7 +391,7 @@ def read_header(path: PathLike) -> dict[str, Any]:
         raise FileNotFoundError(f"there is no file {path}.")
     try:
         with h5py.File(path) as file:
-            about = {str(name): _plain(value) for name, value in file.attrs.items()}
+            about: dict[str, Any] = {str(name): _plain(value) for name, value in file.attrs.items()}
     except (OSError, RuntimeError, KeyError) as error:
         raise ValueError(f"{path} cannot be read: it is damaged, or no record ({error}).") from error
     if about.get("format") != FORMAT:
@@ -419,7 +421,8 @@ def read_record(path: PathLike, *, bands: bool = True) -> Record:
 
     about = read_header(path)
     try:
-        with h5py.File(path) as file:
+        with h5py.File(path) as handle:
+            file: Any = handle
             labels = {name: tuple(_plain(item) for item in file[name][()]) for name in ("source", "model", "term")}
             energies, models = file["free_energy"], file["models"]
             banded = bands and "bands" in file

@@ -10,7 +10,16 @@ import numpy as np
 import pytest
 
 from bayesfuse import audio
-from bayesfuse.datasets import Dataset, Lazy, MiniBinaural, MiniChime, MiniMus, Mixture
+from bayesfuse.datasets import (
+    Dataset,
+    Lazy,
+    MiniBinaural,
+    MiniChime,
+    MiniMus,
+    Mixture,
+    guess_kind,
+    open_dataset,
+)
 
 RATE = 8000
 
@@ -177,6 +186,22 @@ def test_talkers(sets: Path, dtype: type[np.floating]) -> None:
         MiniBinaural(sets / "mini-binaural")
     (again,) = MiniBinaural(sets / "mini-binaural", moved, dtype=dtype).mixtures("test")
     np.testing.assert_array_equal(again.mixture, item.mixture)
+
+
+def test_files_of_a_mixture(sets: Path) -> None:
+    """Those that have to be there, and no others: without them the mixture cannot be formed, without others it can."""
+    expected = {
+        "mini-chime": {"mini-chime/speech/ann/ann_1.flac", "mini-chime/noise/hum.flac"},
+        "mini-mus": {f"mini-mus/song/x1/{stem}.flac" for stem in ("vocals", "bass", "drums")},
+        "mini-binaural": {f"mini-chime/speech/ann/ann_{i}.flac" for i in range(2)}
+        | {f"mini-binaural/brir/room_az{i}.wav" for i in range(2)},
+    }
+    for kind, names in expected.items():
+        assert guess_kind(sets / kind) == kind
+        data = open_dataset(kind, sets / kind)
+        files = data.paths(len(data) - 1)
+        assert {file.relative_to(sets).as_posix() for file in files} == names
+        assert all(file.is_file() for file in files)
 
 
 def test_sequences_are_lazy(sets: Path) -> None:

@@ -5,7 +5,8 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import Any, NamedTuple, overload
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
 import numpy as np
 
@@ -45,7 +46,14 @@ class Fold(NamedTuple):
     test: Mixtures
 
 
-class Dataset(Sequence[Mixture], ABC):
+if TYPE_CHECKING:
+    _Sequence = Sequence[Mixture]
+else:
+    # Types checked at run time would form a mixture to look at it.
+    _Sequence = Sequence
+
+
+class Dataset(_Sequence, ABC):
     """A set of mixtures in splits: a sequence of `Mixture`, read one at a time, in an order that never changes.
 
     A further set is a subclass that hands `Entry` and the sampling rate to this constructor and forms the mixture of
@@ -117,6 +125,10 @@ class Dataset(Sequence[Mixture], ABC):
         counts = Counter(entry.split for entry in self.entries)
         shown = ", ".join(f"{count} {split}" for split, count in counts.items())
         return f"<{type(self).__name__}: {shown}; {self.rate} Hz>"
+
+    def paths(self, index: int) -> list[Path]:
+        """Files that a mixture is formed from, so that others can tell whether they changed; none for drawn ones."""
+        return []
 
     def mixture(self, name: str) -> Mixture:
         """The mixture of a name.

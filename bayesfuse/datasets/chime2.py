@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 from bayesfuse import audio
 from bayesfuse.datasets.base import Dataset, Entry
@@ -150,6 +150,12 @@ class Chime2(Dataset):
             [file.key for file in files], partial(_read_one, [file.path for file in files], self.mono, self.dtype)
         )
 
+    def paths(self, index: int) -> list[Path]:
+        """The isolated utterance, its reference, and the embedded recordings that may hold it."""
+        file, split = self._files[index], self.entries[index].split
+        around = self._embedded[split].get(file.key, []) if self.context else []
+        return [file.path, self._references[index], *around]
+
     def _form(self, index: int) -> Mixture:
         file, split = self._files[index], self.entries[index].split
         isolated, rate = audio.read(file.path, dtype=np.float64)
@@ -165,11 +171,12 @@ class Chime2(Dataset):
         voice = np.zeros_like(isolated)
         shared = min(samples, reference.shape[-1])
         voice[:, :shared] = reference[:, :shared]
-        mixture, onset, about = isolated, 0, {}
+        mixture, onset = isolated, 0
+        about: dict[str, Any] = {}
         if self.context:
             path, start, low, high = self._surroundings(index, isolated)
             mixture, _ = audio.read(path, start=low, stop=high, dtype=np.float64)
-            onset, about = start - low, {"embedded": path.relative_to(self.path / split).as_posix()}
+            onset, about["embedded"] = start - low, path.relative_to(self.path / split).as_posix()
         speech = np.zeros_like(mixture)
         speech[:, onset : onset + samples] = voice
         noise = mixture - speech
@@ -256,7 +263,9 @@ class Chime2(Dataset):
         return places
 
 
-def occurrences(excerpt: Waveform, recording: Waveform) -> Int[np.ndarray, " place"]:
+def occurrences(
+    excerpt: Float[np.ndarray, "channel sample"], recording: Float[np.ndarray, "_ _"]
+) -> Int[np.ndarray, " place"]:
     """First samples at which a recording holds exactly the samples of an excerpt, in all channels."""
     samples = excerpt.shape[-1]
     last = recording.shape[-1] - samples

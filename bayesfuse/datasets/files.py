@@ -85,6 +85,10 @@ class FileSet(Dataset):
         native = _first_rate(self.files) if rate is None and pairs else rate
         super().__init__((entry for entry, _ in pairs), native or 1)
 
+    def paths(self, index: int) -> list[Path]:
+        """The files of the mixture, if it has one, and of its sources."""
+        return self.files[index].paths
+
     def _form(self, index: int) -> Mixture:
         files, name = self.files[index], self.entries[index].name
         sources = {source: self._read(path, files) for source, path in files.sources.items()}

@@ -81,6 +81,10 @@ class MiniChime(Dataset):
         files = [(str(self.path / utterance["path"]), utterance["samples"]) for utterance in utterances]
         return Lazy([utterance["id"] for utterance in utterances], partial(_utterance, files, self.rate, self.dtype))
 
+    def paths(self, index: int) -> list[Path]:
+        """The recordings of speech and noise."""
+        return [self.path / self._records[index][key] for key in ("speech", "noise")]
+
     def _form(self, index: int) -> Mixture:
         record = self._records[index]
         onset, samples, total = record["onset"], record["speech_samples"], record["total_samples"]
@@ -131,6 +135,10 @@ class MiniMus(Dataset):
             ),
             manifest["sample_rate"],
         )
+
+    def paths(self, index: int) -> list[Path]:
+        """The stems."""
+        return [self.path / path for path in self._records[index]["stems"].values()]
 
     def _form(self, index: int) -> Mixture:
         record = self._records[index]
@@ -201,6 +209,10 @@ class MiniBinaural(Dataset):
     def training_speech(self, speaker: str, split: str = "train") -> Utterances:
         """Clean utterances [1, sample] of a speaker; see `MiniChime.training_speech`."""
         return self.speech.training_speech(speaker, split)
+
+    def paths(self, index: int) -> list[Path]:
+        """The recordings of speech and the responses."""
+        return [self._locate(part[key]) for part in self._records[index]["sources"] for key in ("speech", "brir")]
 
     def _form(self, index: int) -> Mixture:
         record = self._records[index]
