@@ -39,10 +39,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from bayesfuse import _corpus_files, _lazy_records
-from bayesfuse._lazy_records import Reader, lazy, light
+from bayesfuse import _corpus_files, lazy_records
 from bayesfuse._version import __version__
 from bayesfuse.grams import Gram
+from bayesfuse.lazy_records import Reader, lazy, light
 from bayesfuse.metrics import Reason
 from bayesfuse.records import Kind, Record, Records
 from bayesfuse.scores import COLUMNS, Table
@@ -85,7 +85,7 @@ def corpus_tree(records: Sequence[Record], *, bands: bool = True) -> "DataTree":
         for name, extra in (("energy", 0), ("cross", 1), ("errors", 2)):
             dims = ("example", "source", *(axis for axis, _ in axes), *("model", "other")[:extra])
             shape = (len(small), sources, *(size for _, size in axes), *(models,) * extra)
-            pick = functools.partial(getattr(_lazy_records, name), kind=kind)
+            pick = functools.partial(getattr(lazy_records, name), kind=kind)
             if kind == "whole":
                 found[name] = (dims, np.stack([s.whole[name] for s in small]))
             else:
@@ -93,7 +93,7 @@ def corpus_tree(records: Sequence[Record], *, bands: bool = True) -> "DataTree":
         return found
 
     def energies(name: str, *axes: tuple[str, int]) -> Any:
-        pick = functools.partial(_lazy_records.field, name=name)
+        pick = functools.partial(lazy_records.field, name=name)
         dims, shape = zip(("example", len(small)), ("model", models), *axes, strict=True)
         return lazy(reader, dims, shape, pick, bands=name == "likelihood", attributes=_NATS)
 
@@ -177,7 +177,7 @@ def gram_of(node: "Dataset | DataTree") -> Gram:
     The axes are those of `energy`, then the models'. NaN, which fills up shorter mixtures, becomes zero: nothing.
     """
     parts = (np.nan_to_num(np.asarray(node[name].values, np.float64)) for name in ("energy", "cross", "errors"))
-    return _lazy_records.from_errors(*parts)
+    return lazy_records.from_errors(*parts)
 
 
 def by_order(data: "Dataset") -> "Dataset":
@@ -213,7 +213,9 @@ def tidy(tree: "DataTree", values: "Sequence[tuple[str, DataArray, str]]") -> Ta
     silent = tree["whole"]["energy"] == 0
     parts = []
     for metric, found, system in values:
-        long = found.rename({system: "system"}).transpose("example", "system", "source")
+        long = (found if system == "system" else found.rename({system: "system"})).transpose(
+            "example", "system", "source"
+        )
         labels = [long[dim].values for dim in long.dims]
         index = pd.MultiIndex.from_product(labels, names=["name", "system", "source"])
         silence = silent.sel(example=long["example"]).broadcast_like(long).transpose(*long.dims).values
@@ -247,7 +249,7 @@ class _Small:
         self.dictionary, self.total = record.dictionary_energy, record.total_free_energy
         self.transform, self.versions = record.transform, record.versions
         names = ("energy", "cross", "errors")
-        self.whole = {name: np.asarray(getattr(_lazy_records, name)(record, "whole"), np.float64) for name in names}
+        self.whole = {name: np.asarray(getattr(lazy_records, name)(record, "whole"), np.float64) for name in names}
 
     @property
     def layout(self) -> tuple[Any, ...]:

@@ -26,7 +26,7 @@ from bayesfuse.simplex_qp import oracle_weights
 from bayesfuse.static import static_weights
 
 if TYPE_CHECKING:
-    from xarray import Dataset, DataTree
+    from xarray import DataArray, Dataset, DataTree
 
 BEST_SINGLE = "best single (training)"
 STATIC = "static weights"
@@ -106,6 +106,20 @@ def rule_table(tree: "DataTree", applied: "Dataset") -> Table:
     return tidy(tree, [("sdr", applied["sdr"], "rule")])
 
 
+def model_table(tree: "DataTree", names: Any) -> Table:
+    """The table of `scores` of the named mixtures: sdr of every model, and of the mixture where it was recorded."""
+    g = gram_of(tree["whole"].to_dataset().sel(example=names))
+    energy = tree["whole"]["energy"].sel(example=names)
+    found = np.stack([np.asarray(sdr(row, g)) for row in np.eye(g.num_models)], axis=-1)
+    labels = {"system": tree["scores"]["model"].values}
+    values = energy.expand_dims(labels, axis=-1).copy(data=np.where(g.energy[..., None] > 0, found, np.nan))
+    wanted = [("sdr", values, "system")]
+    if "sdr" in tree["mixture_scores"]:
+        nothing = tree["mixture_scores"]["sdr"].sel(example=names)
+        wanted.insert(0, ("sdr", nothing.expand_dims(system=["mixture"]), "system"))
+    return tidy(tree, wanted)
+
+
 def criterion_table(tree: "DataTree", *, metric: str = "sdr", apply: str | None = "test") -> Table:
     """How well free energies tell which model separates best: one row per mixture and source.
 
@@ -132,14 +146,13 @@ def criterion_table(tree: "DataTree", *, metric: str = "sdr", apply: str | None 
     if metric not in scores:
         raise ValueError(f"criterion_table got metric={metric!r}; recorded are {', '.join(map(str, scores))}.")
     names = _chosen(tree, apply)
-    energies = _energies(tree, names)
-    known = np.isfinite(energies).all(axis=0)
-    if not known.any():
+    energies = energy_per_frame(tree, names)
+    models = energies["model"].values
+    if not models.size:
         raise ValueError("criterion_table got models without free energies; there is no criterion to look at.")
-    models = scores["model"].values[known]
     values = scores[metric].sel(example=names, model=models).transpose("example", "source", "model").values
     rows = []
-    for name, energy, each in zip(names, energies[:, known], values, strict=True):
+    for name, energy, each in zip(names, energies.values, values, strict=True):
         for source, quality in zip(scores["source"].values, each, strict=True):
             rows.append((name, source, *_criterion(energy, quality, models)))
     columns = ["name", "source", "spearman", "kendall", "best", "chosen", "loss"]
@@ -190,10 +203,19 @@ def _chosen(tree: "DataTree", split: str | None) -> Any:
     names = node["example"].values
     chosen = names if split is None else names[node["split"].values == split]
     if not chosen.size:
-        raise ValueError(
-            f"no mixture is of the split {split!r}; there are {', '.join(dict.fromkeys(node['split'].values.tolist()))}."
-        )
+        splits = ", ".join(dict.fromkeys(node["split"].values.tolist()))
+        raise ValueError(f"no mixture is of the split {split!r}; there are {splits}.")
     return chosen
+
+
+def energy_per_frame(tree: "DataTree", names: Any) -> "DataArray":
+    """Free energies [example, model] of the named mixtures in nats per frame of the scored stretch.
+
+    Dictionaries included; of the models that have free energies for all of the mixtures.
+    """
+    energies = tree["free_energy"]["scored"].sel(example=names).transpose("example", "model")
+    values = _energies(tree, names) / tree["examples"]["frames"].sel(example=names).values[:, None]
+    return energies.copy(data=values)[:, np.isfinite(values).all(axis=0)]
 
 
 def _energies(tree: "DataTree", names: Any) -> Float[np.ndarray, "example model"]:

@@ -10,9 +10,9 @@ from small_corpus import MODELS, SNRS, make_record, make_records, write_records
 from small_records import TRANSFORM
 
 from bayesfuse import _corpus_files, scores
-from bayesfuse._lazy_records import Reader
 from bayesfuse.corpus_results import by_order, corpus_tree, gram_of, open_corpus, save_corpus, score_table
 from bayesfuse.grams import gram, sdr
+from bayesfuse.lazy_records import Reader
 from bayesfuse.metrics import Reason
 
 FIELDS = ("energy", "cross", "gram")
@@ -258,7 +258,7 @@ def test_with_dask(tmp_path, drawn):
     pytest.importorskip("dask", reason="dask is not installed: pip install 'bayesfuse[dask]'")
     path = tmp_path / "corpus.nc"
     save_corpus(corpus_tree(drawn), path)
-    tree = open_corpus(path, chunks={"example": 1})
+    tree = open_corpus(path, chunks={})
     try:
         lazy = tree["frames"]["energy"].sum()
         np.testing.assert_allclose(lazy.compute(), sum(r.frames.energy.sum() for r in drawn), rtol=1e-6)

@@ -172,7 +172,7 @@ def test_units_are_of_the_mixture_alone(X, fits):
     np.testing.assert_allclose(values[1], values[0], rtol=1e-6, atol=1e-6)
     units = [group(d, "observed_data")["unit"].values for d in (first, second)]
     np.testing.assert_allclose(units[1], factor * units[0], rtol=1e-12)
-    assert np.abs(values[0]).max() < 100 < np.abs(raw(second)).max()
+    assert np.abs(values[0]).max() < 30 < 60 < np.abs(raw(second)).max()
 
 
 def test_units_of_silence():
