@@ -5,22 +5,20 @@ import secrets
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from bayesfuse._labelled import DataArray, DataTree
 from bayesfuse._netcdf import UNREADABLE, encoding, replacing
-
-if TYPE_CHECKING:
-    from xarray import DataArray, DataTree
 
 # Bytes of a block, and of the variables that are written whole.
 _BLOCK = 1 << 25
 # Puts a variable of the given dimensions, shape, dtype, shape of chunks and attributes; returns what takes the blocks.
-Create = Callable[[str, "DataArray", tuple[int, ...], dict[str, Any]], Any]
+Create = Callable[[str, DataArray, tuple[int, ...], dict[str, Any]], Any]
 
 
-def write(tree: "DataTree", path: Path) -> None:
+def write(tree: DataTree, path: Path) -> None:
     """Writes the tree to netCDF-4 or, if the name ends in ``.zarr``, to zarr, whole or not at all."""
     large = {
         (node.path, str(name))
@@ -40,7 +38,7 @@ def write(tree: "DataTree", path: Path) -> None:
         _append_netcdf(tree, large, temporary)
 
 
-def read(path: Path, chunks: Any) -> "DataTree":
+def read(path: Path, chunks: Any) -> DataTree:
     """Opens the tree; raises FileNotFoundError if there is none, and ValueError if it cannot be read."""
     import xarray as xr
 
@@ -58,12 +56,12 @@ def read(path: Path, chunks: Any) -> "DataTree":
         ) from error
 
 
-def _append_netcdf(tree: "DataTree", large: set[tuple[str, str]], path: Path) -> None:
+def _append_netcdf(tree: DataTree, large: set[tuple[str, str]], path: Path) -> None:
     import h5netcdf
 
     with h5netcdf.File(path, "a") as file:
 
-        def create(group: str, variable: "DataArray", chunks: tuple[int, ...], attributes: dict[str, Any]) -> Any:
+        def create(group: str, variable: DataArray, chunks: tuple[int, ...], attributes: dict[str, Any]) -> Any:
             home = file if group == "/" else file.groups[group.strip("/")]
             options = {"chunks": chunks, "fletcher32": True}
             made = home.create_variable(str(variable.name), variable.dims, variable.dtype, **options)
@@ -73,7 +71,7 @@ def _append_netcdf(tree: "DataTree", large: set[tuple[str, str]], path: Path) ->
         _fill(tree, large, create)
 
 
-def _write_zarr(tree: "DataTree", small: "DataTree", large: set[tuple[str, str]], path: Path) -> None:
+def _write_zarr(tree: DataTree, small: DataTree, large: set[tuple[str, str]], path: Path) -> None:
     zarr = _require_zarr()
     if path.exists():
         raise ValueError(f"cannot write {path}: it exists; delete it, or give another name.")
@@ -84,7 +82,7 @@ def _write_zarr(tree: "DataTree", small: "DataTree", large: set[tuple[str, str]]
         small.to_zarr(temporary, consolidated=False, zarr_format=3)
         root = zarr.open_group(temporary, mode="a")
 
-        def create(group: str, variable: "DataArray", chunks: tuple[int, ...], attributes: dict[str, Any]) -> Any:
+        def create(group: str, variable: DataArray, chunks: tuple[int, ...], attributes: dict[str, Any]) -> Any:
             home = root if group == "/" else root[group.strip("/")]
             return home.create_array(
                 str(variable.name), shape=variable.shape, dtype=variable.dtype, chunks=chunks,
@@ -107,7 +105,7 @@ def _require_zarr() -> Any:
     return zarr
 
 
-def _fill(tree: "DataTree", large: set[tuple[str, str]], create: Create) -> None:
+def _fill(tree: DataTree, large: set[tuple[str, str]], create: Create) -> None:
     """Copies the large variables block by block, those of one example after the other: they come from one record."""
     targets = {}
     for group, name in sorted(large):
@@ -123,7 +121,7 @@ def _fill(tree: "DataTree", large: set[tuple[str, str]], create: Create) -> None
             target[block] = variable[block].values
 
 
-def _blocks(tree: "DataTree", large: set[tuple[str, str]]) -> Iterator[slice]:
+def _blocks(tree: DataTree, large: set[tuple[str, str]]) -> Iterator[slice]:
     variables = [tree[group][name] for group, name in large]
     if not variables:
         return

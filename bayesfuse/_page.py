@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from bayesfuse._html import Player, player
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure, SubFigure
 
 _STYLE = """
 :root { color-scheme: light dark; --line: rgba(128,128,128,.35); --soft: rgba(128,128,128,.12); }
@@ -19,12 +19,13 @@ h3 { font-size: 16px; margin: 22px 0 6px; }
 p, ul { max-width: 860px; } .facts { opacity: .75; margin: 0 0 12px; }
 nav a { margin-right: 14px; } a { color: #0072B2; }
 .wide { overflow-x: auto; margin: 8px 0 14px; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 14px; }
-th, td { padding: 3px 12px; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 13px; }
+th, td { padding: 3px 9px; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; } tbody tr:hover { background: var(--soft); }
 figure { margin: 8px 0 16px; } img { max-width: 100%; background: white; border-radius: 6px; }
 figcaption { opacity: .75; font-size: 13px; max-width: 860px; }
 .sounds { border: 1px solid var(--line); border-radius: 6px; padding: 8px 14px; margin: 8px 0; max-width: 760px; }
+.sounds h3 { margin-top: 2px; }
 """
 
 
@@ -67,10 +68,11 @@ def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
-def picture(figure: "Figure", caption: str) -> str:
+def picture(figure: "Figure | SubFigure", caption: str) -> str:
     """A figure as an image in the page; the caption also stands for it where it cannot be seen."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
+    whole: Any = figure.figure
+    whole.savefig(buffer, format="png", dpi=110)
     data = base64.b64encode(buffer.getvalue()).decode("ascii")
     text = escape(caption, quote=True)
     return f'<figure><img alt="{text}" src="data:image/png;base64,{data}"><figcaption>{text}</figcaption></figure>'

@@ -10,13 +10,13 @@ import numpy as np
 import pandas as pd
 
 from bayesfuse import comparison, scores
+from bayesfuse._labelled import Dataset, DataTree
 from bayesfuse._plot_style import colours, one_axes, plain, soften
 from bayesfuse.scores import Table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure, SubFigure
-    from xarray import Dataset, DataTree
 
 _INK = "#222222"
 _BOX = "#9ecae1"
@@ -120,7 +120,7 @@ def gain_by_condition(
 
 
 def energy_and_score(
-    tree: "DataTree",
+    tree: DataTree,
     source: str,
     *,
     metric: str = "sdr",
@@ -174,7 +174,7 @@ def energy_and_score(
     return ax.figure
 
 
-def fusion_weights(applied: "Dataset", source: str, *, ax: "Axes | None" = None) -> "Figure | SubFigure":
+def fusion_weights(applied: Dataset, source: str, *, ax: "Axes | None" = None) -> "Figure | SubFigure":
     """The weight of every model in every rule, averaged over mixtures.
 
     Parameters

@@ -34,12 +34,13 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from bayesfuse import _corpus_files, lazy_records
+from bayesfuse._labelled import DataArray, Dataset, DataTree
 from bayesfuse._version import __version__
 from bayesfuse.grams import Gram
 from bayesfuse.lazy_records import Reader, lazy, light
@@ -47,16 +48,13 @@ from bayesfuse.metrics import Reason
 from bayesfuse.records import Kind, Record, Records
 from bayesfuse.scores import COLUMNS, Table
 
-if TYPE_CHECKING:
-    from xarray import DataArray, Dataset, DataTree
-
 FORMAT = "bayesfuse corpus"
 SCHEMA_VERSION = 1
 _NATS = {"units": "nat"}
 _DB = {"units": "dB"}
 
 
-def corpus_tree(records: Sequence[Record], *, bands: bool = True) -> "DataTree":
+def corpus_tree(records: Sequence[Record], *, bands: bool = True) -> DataTree:
     """The records as a tree; what is large is read from their files when it is asked for.
 
     Parameters
@@ -133,7 +131,7 @@ def corpus_tree(records: Sequence[Record], *, bands: bool = True) -> "DataTree":
     return tree
 
 
-def save_corpus(tree: "DataTree", path: str | os.PathLike[str]) -> None:
+def save_corpus(tree: DataTree, path: str | os.PathLike[str]) -> None:
     """Writes a tree to a netCDF-4 file, or a zarr folder if the name ends in ``.zarr``, whole or not at all.
 
     What is lazy is read and written in blocks of a few mixtures.
@@ -147,7 +145,7 @@ def save_corpus(tree: "DataTree", path: str | os.PathLike[str]) -> None:
     _corpus_files.write(tree, Path(path))
 
 
-def open_corpus(path: str | os.PathLike[str], *, chunks: Any = None) -> "DataTree":
+def open_corpus(path: str | os.PathLike[str], *, chunks: Any = None) -> DataTree:
     """The tree of `save_corpus`; arrays are read from the file when they are asked for. Close it with `.close()`.
 
     Parameters
@@ -171,7 +169,7 @@ def open_corpus(path: str | os.PathLike[str], *, chunks: Any = None) -> "DataTre
     return tree
 
 
-def gram_of(node: "Dataset | DataTree") -> Gram:
+def gram_of(node: Dataset | DataTree) -> Gram:
     """The `Gram` of one of the groups whole, frames or bands, or of a selection of it; float64, in memory.
 
     The axes are those of `energy`, then the models'. NaN, which fills up shorter mixtures, becomes zero: nothing.
@@ -180,12 +178,12 @@ def gram_of(node: "Dataset | DataTree") -> Gram:
     return lazy_records.from_errors(*parts)
 
 
-def by_order(data: "Dataset") -> "Dataset":
+def by_order(data: Dataset) -> Dataset:
     """A group with the dimension model split into kind and order, NaN where a kind has no such order."""
     return data.set_index(model=["kind", "order"]).unstack("model")
 
 
-def score_table(tree: "DataTree", *, mixture: bool = True) -> Table:
+def score_table(tree: DataTree, *, mixture: bool = True) -> Table:
     """The table of `scores`: a row per mixture, model, source and metric, a column per coordinate of the mixtures.
 
     Parameters
@@ -200,7 +198,7 @@ def score_table(tree: "DataTree", *, mixture: bool = True) -> Table:
     return tidy(tree, [(str(metric), found, "model") for metric, found in values])
 
 
-def tidy(tree: "DataTree", values: "Sequence[tuple[str, DataArray, str]]") -> Table:
+def tidy(tree: DataTree, values: Sequence[tuple[str, DataArray, str]]) -> Table:
     """The table of scores of mixtures in a tree.
 
     Parameters
@@ -228,7 +226,7 @@ def tidy(tree: "DataTree", values: "Sequence[tuple[str, DataArray, str]]") -> Ta
     return table[[*COLUMNS, *(column for column in about.columns if column != "group")]]
 
 
-def example_columns(tree: "DataTree") -> Table:
+def example_columns(tree: DataTree) -> Table:
     """Coordinates of the mixtures, one row each, with the index `name`."""
     node = tree["scores"]
     columns = {str(name): c.values for name, c in node.coords.items() if c.dims == ("example",) and name != "example"}
@@ -322,7 +320,7 @@ def _single(small: Sequence[_Small]) -> dict[str, list[Any]]:
     return columns
 
 
-def _dataset(variables: Mapping[str, Any], coordinates: Mapping[str, Any]) -> "Dataset":
+def _dataset(variables: Mapping[str, Any], coordinates: Mapping[str, Any]) -> Dataset:
     """The variables with the coordinates of their dimensions."""
     import xarray as xr
 
@@ -335,7 +333,7 @@ def _dataset(variables: Mapping[str, Any], coordinates: Mapping[str, Any]) -> "D
     return xr.Dataset(variables, chosen)
 
 
-def _check(tree: "DataTree", caller: str) -> None:
+def _check(tree: DataTree, caller: str) -> None:
     """Raises unless this is a tree of this format and a known version."""
     if tree.attrs.get("format") != FORMAT:
         raise ValueError(

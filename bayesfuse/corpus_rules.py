@@ -9,13 +9,14 @@ References
 separation", IEEE/ACM Trans. Audio, Speech, Lang. Process., 24(7), 2016.
 """
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float
 from scipy import stats
 
+from bayesfuse._labelled import DataArray, Dataset, DataTree
 from bayesfuse.bayesian import learn_vb
 from bayesfuse.corpus_results import example_columns, gram_of, tidy
 from bayesfuse.fusion import best_weights, mean_weights, select_weights
@@ -24,9 +25,6 @@ from bayesfuse.ladder import best_single
 from bayesfuse.scores import Table
 from bayesfuse.simplex_qp import oracle_weights
 from bayesfuse.static import static_weights
-
-if TYPE_CHECKING:
-    from xarray import DataArray, Dataset, DataTree
 
 BEST_SINGLE = "best single (training)"
 STATIC = "static weights"
@@ -46,9 +44,7 @@ class _Part(NamedTuple):
         return _Part(self.g.take(which), self.energy[which], self.frames[which])
 
 
-def apply_rules(
-    tree: "DataTree", *, learn: str | None = "train", apply: str | None = "test", seed: int = 0
-) -> "Dataset":
+def apply_rules(tree: DataTree, *, learn: str | None = "train", apply: str | None = "test", seed: int = 0) -> Dataset:
     """Weights and SDR of the fusion rules that are constant over a mixture.
 
     The mean, the oracles ([JVR16] III.A and II.E); where models have free energies, selection by them and, with
@@ -101,12 +97,12 @@ def apply_rules(
     return xr.Dataset(variables, {**coordinates, **{name: about[name] for name in about}})
 
 
-def rule_table(tree: "DataTree", applied: "Dataset") -> Table:
+def rule_table(tree: DataTree, applied: Dataset) -> Table:
     """The table of `scores` of what `apply_rules` returned: the rules are systems, the metric is sdr."""
     return tidy(tree, [("sdr", applied["sdr"], "rule")])
 
 
-def model_table(tree: "DataTree", names: Any) -> Table:
+def model_table(tree: DataTree, names: Any) -> Table:
     """The table of `scores` of the named mixtures: sdr of every model, and of the mixture where it was recorded."""
     g = gram_of(tree["whole"].to_dataset().sel(example=names))
     energy = tree["whole"]["energy"].sel(example=names)
@@ -120,7 +116,7 @@ def model_table(tree: "DataTree", names: Any) -> Table:
     return tidy(tree, wanted)
 
 
-def criterion_table(tree: "DataTree", *, metric: str = "sdr", apply: str | None = "test") -> Table:
+def criterion_table(tree: DataTree, *, metric: str = "sdr", apply: str | None = "test") -> Table:
     """How well free energies tell which model separates best: one row per mixture and source.
 
     Parameters
@@ -170,13 +166,13 @@ def _criterion(energy: Any, quality: Any, models: Any) -> tuple[float, float, st
     return spearman, kendall, str(models[best]), str(models[chosen]), float(quality[best] - quality[chosen])
 
 
-def _rules(train: _Part | None, part: _Part, seed: int) -> dict[str, Float[np.ndarray, "*example model"]]:
+def _rules(train: _Part | None, part: _Part, seed: int) -> dict[str, Any]:
     """Weights of all rules that there are, [model] or [example, model]."""
     models = part.g.num_models
-    known = np.isfinite(part.energy).all(axis=0)
+    known = np.asarray(np.isfinite(part.energy).all(axis=0))
     found: dict[str, Any] = {"mean": mean_weights(models)}
     if train is not None:
-        train = train.take(train.g.energy > 0)
+        train = train.take(np.asarray(train.g.energy) > 0)
         if not train.g.energy.size:
             raise ValueError("apply_rules got a source that is silent in all mixtures to learn on; use learn=None.")
         found[BEST_SINGLE] = np.eye(models)[int(best_single(train.g))]
@@ -197,7 +193,7 @@ def _widened(weights: Any, known: Bool[np.ndarray, " model"]) -> Float[np.ndarra
     return wide
 
 
-def _chosen(tree: "DataTree", split: str | None) -> Any:
+def _chosen(tree: DataTree, split: str | None) -> Any:
     """Names of the mixtures of a split."""
     node = tree["scores"]
     names = node["example"].values
@@ -208,7 +204,7 @@ def _chosen(tree: "DataTree", split: str | None) -> Any:
     return chosen
 
 
-def energy_per_frame(tree: "DataTree", names: Any) -> "DataArray":
+def energy_per_frame(tree: DataTree, names: Any) -> DataArray:
     """Free energies [example, model] of the named mixtures in nats per frame of the scored stretch.
 
     Dictionaries included; of the models that have free energies for all of the mixtures.
@@ -218,13 +214,13 @@ def energy_per_frame(tree: "DataTree", names: Any) -> "DataArray":
     return energies.copy(data=values)[:, np.isfinite(values).all(axis=0)]
 
 
-def _energies(tree: "DataTree", names: Any) -> Float[np.ndarray, "example model"]:
+def _energies(tree: DataTree, names: Any) -> Float[np.ndarray, "example model"]:
     """Free energies of the scored stretch, dictionaries included, in nats."""
     node = tree["free_energy"].to_dataset()[["scored", "dictionary"]].sel(example=names)
     return np.asarray((node["scored"] + node["dictionary"]).transpose("example", "model").values, np.float64)
 
 
-def _part(tree: "DataTree", names: Any, source: Any) -> _Part:
+def _part(tree: DataTree, names: Any, source: Any) -> _Part:
     g = gram_of(tree["whole"].to_dataset().sel(example=names, source=source))
     frames = tree["examples"]["frames"].sel(example=names).values.astype(np.float64)
     return _Part(g, _energies(tree, names), frames)

@@ -11,7 +11,7 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -19,6 +19,7 @@ from jaxtyping import Float
 
 from bayesfuse import _page, comparison, corpus_plots, scores
 from bayesfuse._html import Player
+from bayesfuse._labelled import Dataset, DataTree
 from bayesfuse._netcdf import replacing
 from bayesfuse.corpus_results import example_columns, score_table
 from bayesfuse.corpus_rules import (
@@ -31,9 +32,6 @@ from bayesfuse.corpus_rules import (
     rule_table,
 )
 from bayesfuse.scores import Table
-
-if TYPE_CHECKING:
-    from xarray import Dataset, DataTree
 
 # Values of a condition, such as an SNR, that are told apart in tables and pictures.
 _CONDITIONS = range(2, 13)
@@ -63,7 +61,7 @@ class Sounds(NamedTuple):
 
 
 def write_report(
-    tree: "DataTree",
+    tree: DataTree,
     path: str | os.PathLike[str],
     *,
     title: str = "bayesfuse report",
@@ -102,13 +100,13 @@ def write_report(
 class _Report(NamedTuple):
     """What the sections are made of."""
 
-    tree: "DataTree"
+    tree: DataTree
     title: str
     learn: str | None
     apply: str | None
     by: str | None
     sounds: Callable[[str], Sounds] | None
-    applied: "Dataset"
+    applied: Dataset
     table: Table  # sdr of mixture, models and rules
     baseline: str
 
@@ -185,8 +183,8 @@ class _Report(NamedTuple):
                 gain = _interval(*gains.loc[row.system, ["value", "low", "high"]], sign=True) if other else "-"
                 p = _p_value(tests.loc[row.system, "p_corrected"]) if other else "-"
                 counts = f"{row.count}" + (f" ({row.missing} without)" if row.missing else "")
-                rows.append((row.system, _interval(row.value, row.low, row.high), gain, p, counts))
-            header = ("system", "mean [95 %]", "gain [95 %]", "p", "mixtures")
+                rows.append((row.system, _interval(row.value, row.low, row.high), gain, p, counts, row.groups))
+            header = ("system", "mean [95 %]", "gain [95 %]", "p", "mixtures", "groups")
             pieces += [_page.heading(source), _page.table(header, rows), *self._ranks(mine)]
             caption = f"SDR of {source} by system; dots are means."
             pieces.append(_page.picture(corpus_plots.score_boxes(mine, source=source), caption))
@@ -202,8 +200,8 @@ class _Report(NamedTuple):
         ranks = ", ".join(f"{name} {rank:.1f}" for name, rank in best)
         return [
             _page.paragraph(
-                f"Friedman's test of whether any system differs: p = {_p_value(found.p)} over {found.units} groups. "
-                f"Best mean ranks: {ranks}."
+                f"Friedman's test of whether any system differs, over {found.units} groups: "
+                f"p {_p_value(found.p, '= ')}. Best mean ranks: {ranks}."
             )
         ]
 
@@ -312,7 +310,7 @@ class _Report(NamedTuple):
         if heard.estimates:
             weights = self.applied["weights"].sel(example=name, source=source)
             if self.baseline in self.rules:
-                single = weights["model"].values[int(weights.sel(rule=self.baseline).argmax())]
+                single = weights["model"].values[int(np.argmax(weights.sel(rule=self.baseline).values))]
             else:
                 single = self.baseline
             mixed = [
@@ -374,8 +372,8 @@ def _interval(value: float, low: float, high: float, *, sign: bool = False) -> s
     return text if np.isnan(low) else f"{text} [{low:.2f}, {high:.2f}]"
 
 
-def _p_value(p: float) -> str:
-    return "-" if np.isnan(p) else "< 0.001" if p < 0.001 else f"{p:.3f}"
+def _p_value(p: float, equals: str = "") -> str:
+    return "-" if np.isnan(p) else "< 0.001" if p < 0.001 else f"{equals}{p:.3f}"
 
 
 def _mean_of(part: Table, column: str) -> str:

@@ -175,9 +175,17 @@ def test_units_are_of_the_mixture_alone(X, fits):
     assert np.abs(values[0]).max() < 30 < 60 < np.abs(raw(second)).max()
 
 
-def test_units_of_silence():
-    X = np.zeros((4, 12), complex)
-    assert np.isfinite(frame_units(X)).all() and (frame_units(X) > 0).all()
+def test_units_make_the_divergence_of_it(X):
+    """log p of a frame in its unit is F minus the Itakura-Saito divergence of its powers from the variances."""
+    rng = np.random.default_rng(6)
+    loud = X + 0.1
+    variance = rng.gamma(2.0, 1.0, X.shape)
+    ratio = np.abs(loud) ** 2 / variance
+    divergence = (ratio - np.log(ratio) - 1).sum(0)
+    density = -(np.log(np.pi * variance) + ratio).sum(0)
+    np.testing.assert_allclose(density + 2 * FREQ * np.log(frame_units(loud)), FREQ - divergence, rtol=1e-10)
+    silence = frame_units(np.zeros((4, 12), complex))
+    assert np.isfinite(silence).all() and (silence > 0).all()
 
 
 # --------------------------------------------------------------------------------------------------------- posterior

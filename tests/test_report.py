@@ -208,9 +208,8 @@ def test_errors(tree, tmp_path):
 def experiment(tmp_path):
     """Records, set and kept estimates as an experiment leaves them; signals by name."""
     found, signals = [], {}
-    for place in range(3):
-        name = "abc"[place]
-        record, truth, estimates = make_record(name, "", 3 * place, name, seed=place, bands=False)
+    for place, (name, split) in enumerate({"a": "train", "b": "train", "c": "test", "d": "test"}.items()):
+        record, truth, estimates = make_record(name, split, 3 * place, name, seed=place, bands=False)
         truth, estimates = 0.05 * truth, 0.05 * estimates
         found.append(record)
         signals[name] = (truth, estimates)
@@ -221,7 +220,7 @@ def experiment(tmp_path):
                 _write(estimate_path(tmp_path / "records", model, name, source), estimate[s])
     data = {"kind": "folder", "target": None, "rest": "rest", "options": {}}
     write_records(tmp_path / "records", found)
-    index = {"format": "bayesfuse experiment", "settings": "", "config": {"data": data}, "names": list("abc")}
+    index = {"format": "bayesfuse experiment", "settings": "", "config": {"data": data}, "names": list("abcd")}
     (tmp_path / "records/experiment.json").write_text(json.dumps(index))
     return tmp_path, signals
 
@@ -239,16 +238,16 @@ def test_players_play_what_they_say(experiment, capsys):
     assert str(output) in capsys.readouterr().out
     page = Page(output)
     assert len(page.sounds) == 12
-    applied = apply_rules(corpus_tree_of(home), learn=None, apply=None)
-    wide = applied["sdr"].sel(source="speech", rule="mean").to_series()
-    singles = np.stack([corpus_tree_of(home)["scores"]["sdr"].sel(source="speech", model=m) for m in MODELS])
-    best = int(np.argmax(singles.mean(1)))
-    gain = (wide - singles[best]).sort_values(kind="stable")
-    for box, name in enumerate(gain.index):
+    applied = apply_rules(corpus_tree_of(home)).sel(source="speech")
+    single, average = "best single (training)", "VB average"
+    best = int(np.argmax(applied["weights"].sel(rule=single).values[0]))
+    gain = (applied["sdr"].sel(rule=average) - applied["sdr"].sel(rule=single)).to_series().sort_values(kind="stable")
+    for box, name in enumerate([gain.index[0], gain.index[1], gain.index[1]]):
         truth, estimates = signals[name]
+        weights = applied["weights"].sel(rule=average, example=name).transpose("model").values
         expected = {
             "mixture": truth.sum(0), "true speech": truth[0], MODELS[best]: estimates[best, 0],
-            "mean": estimates[:, 0].mean(0),
+            average: np.einsum("m,mt->t", weights, estimates[:, 0]),
         }  # fmt: skip
         for (title, sound), (label, signal) in zip(page.sounds[4 * box : 4 * box + 4], expected.items(), strict=True):
             assert title == label
