@@ -52,7 +52,7 @@ def card(
         f'<div style="border:{_BORDER};border-radius:6px;padding:10px 14px;max-width:760px;font-size:13px">'
         f'<div style="font-weight:600;font-size:14px">{escape(title)}</div>'
         f'<div style="opacity:.75;margin:2px 0 8px">{" · ".join(escape(fact) for fact in facts)}</div>'
-        f"{_table(header, rows)}{''.join(_player(player) for player in players)}</div>"
+        f"{_table(header, rows)}{''.join(player(item) for item in players)}</div>"
     )
 
 
@@ -73,19 +73,20 @@ def _cells(row: Row) -> str:
     )
 
 
-def _player(player: Player) -> str:
-    kept = player.audio[:, : max(1, round(player.seconds * player.rate))]
+def player(item: Player) -> str:
+    """A player with its title, as HTML."""
+    kept = item.audio[:, : max(1, round(item.seconds * item.rate))]
     notes = []
-    if kept.shape[1] < player.audio.shape[1]:
-        total = player.audio.shape[1] / player.rate
-        notes.append(f"first {kept.shape[1] / player.rate:g} s of {total:.1f} s")
+    if kept.shape[1] < item.audio.shape[1]:
+        total = item.audio.shape[1] / item.rate
+        notes.append(f"first {kept.shape[1] / item.rate:g} s of {total:.1f} s")
     peak = float(np.max(np.abs(kept)))
     if peak > 1.0:
         notes.append(f"peak {peak:.3g} exceeds full scale, clipped here")
     note = f'<span style="opacity:.75"> ({"; ".join(notes)})</span>' if notes else ""
-    data = base64.b64encode(wav_bytes(kept, player.rate)).decode("ascii")
+    data = base64.b64encode(wav_bytes(kept, item.rate)).decode("ascii")
     return (
         '<div style="display:flex;align-items:center;gap:10px;margin:3px 0">'
-        f'<div style="min-width:110px;overflow-wrap:anywhere">{escape(player.title)}{note}</div>'
+        f'<div style="min-width:110px;overflow-wrap:anywhere">{escape(item.title)}{note}</div>'
         f'<audio controls preload="metadata" style="height:32px" src="data:audio/wav;base64,{data}"></audio></div>'
     )

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from xarray import DataTree
 
 # What a file that is damaged, cut short or of another format makes h5py, h5netcdf and xarray raise.
-_UNREADABLE = (OSError, ValueError, KeyError, RuntimeError, TypeError)
+UNREADABLE = (OSError, ValueError, KeyError, RuntimeError, TypeError)
 
 
 @contextmanager
@@ -44,9 +44,15 @@ def write_tree(tree: "DataTree", path: Path, *, compress: Collection[str]) -> No
         Names of the variables worth compressing, losslessly; the others, noise-like ones, would hardly shrink. All
         carry checksums, so that damage is found when the file is read.
     """
-    encoding: dict[str, dict[str, dict[str, Any]]] = {}
+    with replacing(path) as temporary:
+        tree.to_netcdf(temporary, engine="h5netcdf", encoding=encoding(tree, compress=compress))
+
+
+def encoding(tree: "DataTree", *, compress: Collection[str]) -> dict[str, dict[str, dict[str, Any]]]:
+    """How the variables of a tree are written, by the path of their node and their name; `compress` as there."""
+    found: dict[str, dict[str, dict[str, Any]]] = {}
     for node in tree.subtree:
-        settings = encoding.setdefault(node.path, {})
+        settings = found.setdefault(node.path, {})
         for name, variable in node.to_dataset(inherit=False).variables.items():
             if variable.dtype.kind not in "iuf":
                 continue
@@ -56,8 +62,7 @@ def write_tree(tree: "DataTree", path: Path, *, compress: Collection[str]) -> No
                 settings[str(name)]["fletcher32"] = True
                 if name in compress:
                     settings[str(name)] |= {"zlib": True, "complevel": 1, "shuffle": True}
-    with replacing(path) as temporary:
-        tree.to_netcdf(temporary, engine="h5netcdf", encoding=encoding)
+    return found
 
 
 def read_tree(path: Path) -> "DataTree":
@@ -78,7 +83,7 @@ def read_tree(path: Path) -> "DataTree":
         # Decoding would guess at units and fill values, and change bits.
         with xr.open_datatree(path, engine="h5netcdf", decode_cf=False) as tree:
             return tree.load()
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise ValueError(
             f"{path} cannot be read: it is not a netCDF-4 file, or it is damaged ({type(error).__name__}: {error})."
         ) from error

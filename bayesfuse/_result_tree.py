@@ -1,6 +1,7 @@
 """A result as an xarray tree with named axes, back again, and for ArviZ."""
 
 import json
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -128,7 +129,7 @@ def arviz_tree(result: Any, *, chains: int, draws: int | None, seed: int, wavefo
         draws = int(np.clip(4_000_000 // (chains * (1 + len(result.source_names)) * max(per_frame, default=1)), 1, 500))
     if chains < 1 or draws < 1:
         raise ValueError(f"chains={chains} and draws={draws}; both must be at least 1.")
-    index = _draw(result.weights, (chains, draws, *per_frame), seed)
+    index = draw_order(result.weights, (chains, draws, *per_frame), seed)
     dims = ("chain", "draw", "frame")[: index.ndim]
     source = to_tree(result)
     weights, energies = source["weights"], source["free_energy"]
@@ -155,7 +156,33 @@ def arviz_tree(result: Any, *, chains: int, draws: int | None, seed: int, wavefo
     return tree
 
 
-def _draw(weights: Float[np.ndarray, "order *frame"], shape: tuple[int, ...], seed: int) -> Int[np.ndarray, "..."]:
+def for_arviz(tree: "DataTree") -> Any:
+    """What ArviZ takes a tree as: an `InferenceData` with 0.x, the tree itself with 1.x."""
+    import arviz
+
+    # ArviZ 1.x has no such class (asking it for one warns), and its functions take the tree.
+    container = vars(arviz).get("InferenceData")
+    return tree if container is None else container.from_datatree(tree)
+
+
+def order_labels(names: Sequence[str], orders: Int[np.ndarray, "choice source"]) -> tuple[str, ...]:
+    """The varying source's order alone where only one source varies, else every source with its order."""
+    varying = np.flatnonzero(np.ptp(orders, axis=0))
+    if varying.size <= 1:
+        return tuple(str(order) for order in orders[:, varying[0] if varying.size else 0])
+    return tuple(", ".join(f"{name}={order}" for name, order in zip(names, row, strict=True)) for row in orders)
+
+
+def stacked_traces(fits: Sequence[Any]) -> tuple[Float[np.ndarray, "fit record"], Int[np.ndarray, " record"]]:
+    """Objectives of several fits, NaN where one stopped earlier than others, and the iterations of the records."""
+    records = max((fit.trace_iterations for fit in fits), key=len)
+    trace = np.full((len(fits), len(records)), np.nan)
+    for row, fit in zip(trace, fits, strict=True):
+        row[: len(fit.trace)] = fit.trace
+    return trace, np.array(records)
+
+
+def draw_order(weights: Float[np.ndarray, "order *frame"], shape: tuple[int, ...], seed: int) -> Int[np.ndarray, "..."]:
     """Draws of the index of the order, by inversion; an order of weight 0 is never drawn."""
     cumulative = np.cumsum(weights, axis=0, dtype=np.float64)
     uniform = np.random.default_rng(seed).random(shape)

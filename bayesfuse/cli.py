@@ -1,4 +1,4 @@
-"""The command line: `bayesfuse separate | fuse | train | evaluate | data | demo`, thin over the library.
+"""The command line: `bayesfuse separate | fuse | train | evaluate | data | experiment | report | demo`, a thin layer.
 
 One module per command. Libraries are imported by the commands that use them, so that `--help` and `--version` answer
 at once.
@@ -13,7 +13,17 @@ import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from bayesfuse import cli_data, cli_demo, cli_evaluate, cli_experiment, cli_fuse, cli_options, cli_separate, cli_train
+from bayesfuse import (
+    cli_data,
+    cli_demo,
+    cli_evaluate,
+    cli_experiment,
+    cli_fuse,
+    cli_options,
+    cli_report,
+    cli_separate,
+    cli_train,
+)
 from bayesfuse._version import __version__
 from bayesfuse.cli_cache import default_cache as default_cache
 
@@ -89,6 +99,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"bayesfuse {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
-    for command in (cli_separate, cli_fuse, cli_train, cli_evaluate, cli_data, cli_experiment, cli_demo):
+    commands_in_order = (
+        cli_separate, cli_fuse, cli_train, cli_evaluate, cli_data, cli_experiment, cli_report, cli_demo,
+    )  # fmt: skip
+    for command in commands_in_order:
         command.add(commands)
     return parser

@@ -204,3 +204,28 @@ def draw(key: Array, X: Complex[np.ndarray, "freq frame"], fit: Fit, num: int) -
             dictionaries.append([np.asarray(w) * unit**2 for w in ws])
             activations.append([np.asarray(h) for h in hs])
         return Draws(orders, dictionaries, activations, np.stack(sources))
+
+
+def log_likelihood(X: Complex[np.ndarray, "freq frame"], draws: Draws, noise: float) -> Float[np.ndarray, "draw frame"]:
+    """log p(x_n | W, H) of each frame given each draw of the factors, in nats; float64.
+
+    Given the factors the coefficients are independent, x_fn ~ CN(0, noise + sum_j [W_j H_j]_fn), sources and noise
+    integrated out ([JVR14] section 2).
+
+    Parameters
+    ----------
+    X
+        STFT of the mixture, as `draw` took it.
+    draws
+        From `draw`.
+    noise
+        sigma2 in the unit of the mixture's power: ``fit.prior.noise * fit.scale**2``.
+    """
+    power = np.abs(X).astype(np.float64) ** 2
+    found = np.empty((len(draws.orders), X.shape[1]))
+    for row, ws, hs in zip(found, draws.dictionaries, draws.activations, strict=True):
+        variance = sum((np.asarray(w @ h, np.float64) for w, h in zip(ws, hs, strict=True)), np.full(X.shape, noise))
+        # A bin without power under a model without variance has an infinite density: 0 / 0 does not arise.
+        with np.errstate(divide="ignore"):
+            row[:] = -(np.log(np.pi * variance) + np.divide(power, variance)).sum(axis=0)
+    return found

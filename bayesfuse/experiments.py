@@ -342,7 +342,7 @@ class _Run:
     def _write_estimates(self, record: Record, estimates: Any, rate: int) -> None:
         for model, sources in zip(record.models, estimates, strict=True):
             for source, waveform in zip(record.sources, sources, strict=True):
-                path = self.root / "estimates" / model.replace("/", "_") / record.name / f"{source}.wav"
+                path = records.estimate_path(self.root, model, record.name, source)
                 path.parent.mkdir(parents=True, exist_ok=True)
                 audio.write(path, waveform, rate)
 

@@ -330,6 +330,11 @@ def record_path(folder: Path, name: str) -> Path:
     return folder / "records" / f"{name}.nc"
 
 
+def estimate_path(folder: Path, model: str, name: str, source: str) -> Path:
+    """The sound of a model's estimate of a source, where estimates are kept."""
+    return folder / "estimates" / model.replace("/", "_") / name / f"{source}.wav"
+
+
 def write_record(record: Record, path: PathLike) -> None:
     """Writes a record to one netCDF-4 file, whole or not at all.
 

@@ -237,7 +237,8 @@ class Result(eqx.Module):
         Groups: posterior, draws of `order_index` and of the sources' numbers of `components` from the weights, with
         the attribute inference="vb" (draws are independent, so diagnostics of chains say nothing about the fit);
         sample_stats, the objective over the iterations; observed_data, the mixture; fusion, weights, prior, free
-        energies and fused waveforms.
+        energies and fused waveforms. There is no log_likelihood, which needs the fits (`inference_data`): free energies
+        bound the evidence of whole recordings and are none.
 
         Parameters
         ----------
@@ -249,13 +250,9 @@ class Result(eqx.Module):
         waveforms
             Without them, and so without observed_data, the object stays small for long recordings.
         """
-        import arviz
-
         seed = self.seed if seed is None else seed
         tree = _result_tree.arviz_tree(self, chains=chains, draws=draws, seed=seed, waveforms=waveforms)
-        # ArviZ 1.x has no such class (asking it for one warns), and its functions take the tree.
-        container = vars(arviz).get("InferenceData")
-        return tree if container is None else container.from_datatree(tree)
+        return _result_tree.for_arviz(tree)
 
     def write_wavs(self, folder: str | os.PathLike[str], *, estimates: bool = False) -> list[Path]:
         """Writes ``fused/<source>.wav`` and, on request, ``estimates/<order>/<source>.wav``; returns the paths.

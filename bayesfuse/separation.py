@@ -27,6 +27,7 @@ from jaxtyping import Float
 from bayesfuse import estimates, fusion
 from bayesfuse._blocks import Block, fade, plan
 from bayesfuse._checks import check_level, check_seed
+from bayesfuse._result_tree import order_labels, stacked_traces
 from bayesfuse._version import __version__
 from bayesfuse.audio import check_audio, check_rate
 from bayesfuse.dictionary import Dictionary
@@ -198,18 +199,15 @@ def separate(
         keep_variances,
     )
     fits = fitted[0][0].fits
-    choices = list(itertools.product(*([_order_of(c) for c in row] for row in candidates)))
-    labels = _labels(names, choices, candidates)
-    records = max((fit.trace_iterations for fit in fits), key=len)
-    trace = np.full((len(fits), len(records)), np.nan)
-    for row, fit in zip(trace, fits, strict=True):
-        row[: len(fit.trace)] = fit.trace
+    choices = np.array(list(itertools.product(*([_order_of(c) for c in row] for row in candidates))), np.int64)
+    labels = order_labels(names, choices)
+    trace, records = stacked_traces(fits)
     return Result(
         mixture=x,
         rate=rate,
         source_names=names,
         sources=rendered.sources,
-        orders=np.array(choices, dtype=np.int64),
+        orders=choices,
         order_labels=labels,
         weights=weights.astype(x.dtype),
         log_prior=log_prior,
@@ -221,7 +219,7 @@ def separate(
         within=rendered.within,
         between=rendered.between,
         trace=trace,
-        trace_iterations=np.array(records),
+        trace_iterations=records,
         trace_labels=("joint",) if method == "joint" else labels,
         frequencies=STFT(transform.window, transform.hop).frequencies(rate),
         frame_times=transform.frame_times(rate, energy_frames.shape[1]),
@@ -410,14 +408,3 @@ def _render(
                 within[:, channel, :, block.first : block.last] = transform.spread(moments.within)[..., inside]
                 between[:, channel, :, block.first : block.last] = transform.spread(moments.between)[..., inside]
     return _Rendered(sources, kept, within, between)
-
-
-def _labels(
-    names: tuple[str, ...], choices: list[tuple[int, ...]], candidates: list[list[Dictionary | int]]
-) -> tuple[str, ...]:
-    """The varying source's order alone where only one source varies, else every source with its order."""
-    varying = [j for j, row in enumerate(candidates) if len(row) > 1]
-    if len(varying) <= 1:
-        j = varying[0] if varying else 0
-        return tuple(str(choice[j]) for choice in choices)
-    return tuple(", ".join(f"{name}={order}" for name, order in zip(names, choice, strict=True)) for choice in choices)

@@ -19,9 +19,10 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("gig", "distributions", "features", "network_costs", "training_set", "neural", "network_rule", "mask_networks"),
     ("vbnmf*", "inference*", "estimates", "vb_dictionary", "model", "evidence"),
     ("separators", "separators.*"),
-    ("datasets", "datasets.*", "sources", "results", "records"),
+    ("datasets", "datasets.*", "sources", "results", "records", "inference_data"),
+    ("lazy_records", "corpus_results", "corpus_rules"),
     ("sanity", "examples", "folder_*", "learned_rules", "fusing", "training", "evaluating"),
-    ("experiment_*", "executors", "plots", "separation"),
+    ("experiment_*", "executors", "plots", "separation", "corpus_plots", "report*"),
     ("experiments",),
     ("",),  # the package itself: the public names
     ("cli*", "demo", "__main__"),
