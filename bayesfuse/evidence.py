@@ -211,8 +211,9 @@ def annealed(
             run = _annealing.forward(go, stack, schedule, **settings)
             reverse = None
             if truths is not None:
-                states = np.stack([_padded_truth(items[i], stack, truths[i]) for i in indices])
-                states = np.repeat(states[:, None], num_chains, 1)
+                logs = np.stack([_padded_truth(items[i], stack, truths[i]) for i in indices])
+                states = eqx.filter_vmap(lambda path, row: path.coordinates(row[None]))(stack, logs)
+                states = np.repeat(states, num_chains, 1)
                 reverse = _annealing.backward(back, stack, schedule, states, leaps=num_leaps).log_weights
             for position, i in enumerate(indices):
                 upper = None if reverse is None else np.asarray(reverse[position], np.float64)

@@ -1,8 +1,8 @@
 """What the samplers of `evidence` integrate: the likelihood of one choice of orders, its priors, and where to start.
 
 The integral of interest is p(X | orders) = int p(X | W, H) p(W) p(H) over the activations and the dictionaries that are
-learned; sources are integrated out in closed form, x_fn ~ CN(0, sigma2 + sum_j [W_j H_j]_fn). The coordinates are the
-logarithms of the factors: a Gamma prior with shape b < 1 is then log-concave with an exponential tail of length 1/b.
+learned; sources are integrated out in closed form, x_fn ~ CN(0, sigma2 + sum_j [W_j H_j]_fn). The coordinates
+are logarithms of the factors, in which a Gamma prior is log-concave.
 
 Where every dictionary is fixed, frames are independent and each has an integral of its own; with a learned dictionary
 there is one integral for the recording.
@@ -32,6 +32,7 @@ class Block(eqx.Module):
     """Priors Gamma(shape, rate) of some factors, their variational posteriors GIG(shape, rho, tau), and widths.
 
     `tight` is the curvature of the log likelihood in the logarithm of the factor, around the variational posterior;
+    `knee` the logarithm of the level below which a factor hardly matters, for that curvature would be below 1 there;
     `present` is 0 for padding.
     """
 
@@ -40,12 +41,13 @@ class Block(eqx.Module):
     rho: Float[Array, "row component"]
     tau: Float[Array, "row component"]
     tight: Float[Array, "row component"]
+    knee: Float[Array, "row component"]
     present: Float[Array, "row component"]
 
     def padded(self, count: int) -> "Block":
         """With factors of no consequence up to `count` components."""
         extra = count - self.shape.shape[1]
-        values = Block(*[jnp.asarray(v, self.shape.dtype) for v in (1.0, 1.0, 1.0, 0.0, 1.0, 0.0)])
+        values = Block(*[jnp.asarray(v, self.shape.dtype) for v in (1.0, 1.0, 1.0, 0.0, 1.0, 0.0, 0.0)])
         return jax.tree.map(lambda field, v: jnp.pad(field, ((0, 0), (0, extra)), constant_values=v), self, values)
 
 
@@ -111,7 +113,7 @@ class Problem(eqx.Module):
         self, dictionaries: Sequence[Float[np.ndarray, "freq _"]], activations: Sequence[Float[np.ndarray, "_ frame"]],
         learned: Sequence[bool],
     ) -> Float[np.ndarray, "*unit coordinate"]:
-        """Coordinates of given factors, one of each per source, e.g. those that a mixture was drawn with.
+        """Logarithms of given factors, one of each per source, e.g. those that a mixture was drawn with.
 
         Parameters
         ----------
@@ -132,27 +134,45 @@ class Problem(eqx.Module):
 class Path(eqx.Module):
     """The path of `_annealing` from the start to the posterior of a problem; build it with `path`.
 
-    `factors` has all coordinates in one row per unit; `normaliser` is log Z of their GIG distributions and `tail` the
-    inverse variance of the logarithm under the prior.
+    Coordinates are logarithms of factors whose left tails are drawn in, log y = c + t - exp(-t) with c the knee: the
+    prior's tail is as long as 1/shape, and a component that is dead would take ages to come back.
+
+    `factors` has all of them in one row per unit; `normaliser` is log Z of their GIG distributions.
     """
 
     problem: Problem
     factors: Block
     normaliser: Float[Array, "*unit coordinate"]
-    tail: Float[Array, "*unit coordinate"]
     defence: Float[Array, ""]
     start: Start = eqx.field(static=True)
 
+    def logs(self, state: Coordinates) -> Coordinates:
+        """Logarithms of the factors."""
+        t = state - self.factors.knee
+        return state - jnp.exp(-t)
+
+    def coordinates(self, logs: Coordinates) -> Coordinates:
+        """The inverse of `logs`."""
+        depth = logs - self.factors.knee
+        first = jnp.where(depth < 0, -jnp.log1p(jnp.maximum(-depth, 0.0)), depth)
+
+        # t - exp(-t) is increasing and concave: after its first step Newton's method approaches from below.
+        def newton(_: Array, t: Array) -> Array:
+            fall = jnp.exp(-t)
+            return t - (t - fall - depth) / (1 + fall)
+
+        return self.factors.knee + jax.lax.fori_loop(0, 8, newton, first)
+
     def log_likelihood(self, state: Coordinates) -> Float[Array, "chain *unit"]:
         """log p(X | W, H), of every frame or of the recording."""
-        problem = self.problem
+        problem, logs = self.problem, self.logs(state)
         if problem.dictionary is None:
-            variance = jnp.matmul(jnp.exp(state), problem.weights.T, precision="highest")
+            variance = jnp.matmul(jnp.exp(logs), problem.weights.T, precision="highest")
             return self._of_variance(variance).sum(-1)
         freq, learned = problem.dictionary.shape.shape
         border = freq * learned
-        w = jnp.exp(state[:, :border].reshape(-1, freq, learned)) * problem.dictionary.present
-        h = jnp.exp(state[:, border:].reshape(-1, *problem.activations.shape.shape))
+        w = jnp.exp(logs[:, :border].reshape(-1, freq, learned)) * problem.dictionary.present
+        h = jnp.exp(logs[:, border:].reshape(-1, *problem.activations.shape.shape))
         fixed = problem.weights.shape[1]
         variance = jnp.einsum("cnk,cfk->cnf", h[..., fixed:], w, precision="highest")
         variance = variance + jnp.matmul(h[..., :fixed], problem.weights.T, precision="highest")
@@ -162,32 +182,33 @@ class Path(eqx.Module):
         total = jnp.maximum(self.problem.noise + variance, jnp.finfo(variance.dtype).tiny)
         return -math.log(math.pi) - jnp.log(total) - self.problem.power / total
 
-    def log_prior(self, state: Coordinates) -> Float[Array, "chain *unit"]:
-        """log p(W, H) as a density of the coordinates."""
-        b = self.factors
-        return (b.present * _log_gamma(state, b.shape, b.rate)).sum(-1)
-
-    def base(self, state: Coordinates) -> Float[Array, "chain *unit"]:
+    def _densities(self, state: Coordinates) -> tuple[Float[Array, "chain *unit"], Float[Array, "chain *unit"]]:
+        """Logarithms of the prior and of the start, as densities of the logarithms of the factors."""
+        b, logs = self.factors, self.logs(state)
+        prior = _log_gamma(logs, b.shape, b.rate)
         if self.start == "prior":
-            return self.log_prior(state)
-        b = self.factors
+            total = (b.present * prior).sum(-1)
+            return total, total
         # A mixture in every coordinate: q alone has a left tail far lighter than the posterior's, so that the weights
         # would have infinite variance.
-        pull = jnp.exp(jnp.minimum(jnp.log(b.tau) - state, _CEILING))
-        inverse_gaussian = b.shape * state - _grow(state, b.rho) - pull - self.normaliser
-        parts = jnp.stack(
-            [
-                jnp.log1p(-self.defence) + inverse_gaussian,
-                jnp.log(self.defence / 2) + _log_gamma(state, b.shape, b.rho),
-                jnp.log(self.defence / 2) + _log_gamma(state, b.shape, b.rate),
-            ]
-        )
-        return (b.present * jax.nn.logsumexp(parts, axis=0)).sum(-1)
+        pull = jnp.exp(jnp.minimum(jnp.log(b.tau) - logs, _CEILING))
+        inverse_gaussian = b.shape * logs - _grow(logs, b.rho) - pull - self.normaliser
+        parts = [
+            jnp.log1p(-self.defence) + inverse_gaussian,
+            jnp.log(self.defence / 2) + _log_gamma(logs, b.shape, b.rho),
+            jnp.log(self.defence / 2) + prior,
+        ]
+        mixture = jax.nn.logsumexp(jnp.stack(parts), axis=0)
+        return (b.present * prior).sum(-1), (b.present * mixture).sum(-1)
+
+    def base(self, state: Coordinates) -> Float[Array, "chain *unit"]:
+        b = self.factors
+        volume = (b.present * jnp.log1p(jnp.exp(b.knee - state))).sum(-1)
+        return self._densities(state)[1] + volume
 
     def extra(self, state: Coordinates) -> Float[Array, "chain *unit"]:
-        if self.start == "prior":
-            return self.log_likelihood(state)
-        return self.log_likelihood(state) + self.log_prior(state) - self.base(state)
+        prior, start = self._densities(state)
+        return self.log_likelihood(state) + (prior - start)
 
     def draw(self, key: Array, chains: int) -> Coordinates:
         b = self.factors
@@ -196,19 +217,19 @@ class Path(eqx.Module):
         full = (chains, *b.shape.shape)
         prior = jax.random.loggamma(keys[0], jnp.broadcast_to(b.shape, full), dtype=kind) - jnp.log(b.rate)
         if self.start == "prior":
-            return prior
+            return self.coordinates(prior)
         narrow = jnp.log(Gig(b.shape, b.rho, b.tau).sample(keys[1], (chains,)))
-        # Where tau is 0 these are draws of a Gamma distribution that may have fallen below the smallest number.
         gamma = jax.random.loggamma(keys[2], jnp.broadcast_to(b.shape, full), dtype=kind) - jnp.log(b.rho)
+        # With tau = 0 the distribution is this, whose draws may be below the smallest number.
         narrow = jnp.where(b.tau > 0, narrow, gamma)
         u = jax.random.uniform(keys[3], full, kind)
-        return jnp.where(u < self.defence / 2, prior, jnp.where(u < self.defence, gamma, narrow))
+        return self.coordinates(jnp.where(u < self.defence / 2, prior, jnp.where(u < self.defence, gamma, narrow)))
 
     def scale(self, beta: Float[Array, "*unit"]) -> Float[Array, "*unit coordinate"]:
         b = self.factors
         at_start = 0.0 if self.start == "prior" else jnp.sqrt(b.rho) * jnp.sqrt(b.tau)
         share = beta[..., None]
-        return b.present / jnp.sqrt(self.tail + (1 - share) * at_start + share * b.tight)
+        return b.present / jnp.sqrt(1 + (1 - share) * at_start + share * b.tight)
 
 
 def path(problem: Problem, start: Start, defence: float) -> Path:
@@ -229,7 +250,6 @@ def path(problem: Problem, start: Start, defence: float) -> Path:
         problem,
         factors,
         Gig(factors.shape, factors.rho, factors.tau).log_normaliser,
-        1 / jax.scipy.special.polygamma(1, factors.shape),
         jnp.asarray(defence, factors.shape.dtype),
         start,
     )
@@ -239,8 +259,12 @@ def _alike(block: Block, start: Start) -> Block:
     """From the prior, which component becomes which is not known: with one curvature for all of them."""
     if start == "posterior":
         return block
-    mean = (block.tight * block.present).sum(1, keepdims=True) / block.present.sum(1, keepdims=True)
-    return eqx.tree_at(lambda b: b.tight, block, jnp.broadcast_to(mean, block.tight.shape))
+
+    def mean(field: Array) -> Array:
+        average = (field * block.present).sum(1, keepdims=True) / block.present.sum(1, keepdims=True)
+        return jnp.broadcast_to(average, field.shape)
+
+    return eqx.tree_at(lambda b: (b.tight, b.knee), block, (mean(block.tight), mean(block.knee)))
 
 
 def _grow(state: Array, rate: Array) -> Array:
@@ -324,8 +348,8 @@ def _problem(
         rate = jnp.broadcast_to(gamma.rate, factor.mean.shape)
         rho = rate if factor.rho is None else jnp.where(jnp.isnan(factor.rho), rate, factor.rho)
         tau = jnp.zeros_like(rate) if factor.tau is None else jnp.where(jnp.isnan(factor.tau), 0.0, factor.tau)
-        tight = factor.mean**2 * jnp.matmul(inverse**2, other**2, precision="highest")
-        return Block(nu, rate, rho, tau, tight, jnp.ones_like(rate))
+        unit = jnp.maximum(jnp.matmul(inverse**2, other**2, precision="highest"), jnp.finfo(kind).tiny)
+        return Block(nu, rate, rho, tau, factor.mean**2 * unit, -0.5 * jnp.log(unit), jnp.ones_like(rate))
 
     def joined(blocks: list[Block]) -> Block:
         return jax.tree.map(lambda *fields: jnp.concatenate(fields, 1), *blocks)
