@@ -16,7 +16,7 @@ References
 Carlo", arXiv:1511.02543, 2015.
 """
 
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import equinox as eqx
 import jax
@@ -32,6 +32,7 @@ _JITTER = 0.3
 _EVEN = 0.1
 
 
+@runtime_checkable
 class Target(Protocol):
     """A path; leading axes are chains and then units, each unit with an integral of its own."""
 

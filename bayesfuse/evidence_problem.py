@@ -47,8 +47,12 @@ class Block(eqx.Module):
     def padded(self, count: int) -> "Block":
         """With factors of no consequence up to `count` components."""
         extra = count - self.shape.shape[1]
-        values = Block(*[jnp.asarray(v, self.shape.dtype) for v in (1.0, 1.0, 1.0, 0.0, 1.0, 0.0, 0.0)])
-        return jax.tree.map(lambda field, v: jnp.pad(field, ((0, 0), (0, extra)), constant_values=v), self, values)
+        idle = {"shape": 1.0, "rate": 1.0, "rho": 1.0, "tau": 0.0, "tight": 0.0, "knee": 0.0, "present": 0.0}
+        fields = {
+            name: jnp.pad(getattr(self, name), ((0, 0), (0, extra)), constant_values=value)
+            for name, value in idle.items()
+        }
+        return Block(**fields)
 
 
 class Problem(eqx.Module):
@@ -312,6 +316,7 @@ def problems(
     expected = (first.dictionary.mean.shape[0], first.activations.mean.shape[1])
     if np.shape(power) != expected:
         raise ValueError(f"power has shape {np.shape(power)}: expected {expected}, the frequencies and frames of q.")
+    q, prior = jax.tree.map(jnp.asarray, (q, prior))
     values = jnp.asarray(power, prior.noise.dtype)
     built = []
     for choice in q.combinations:
