@@ -107,7 +107,9 @@ def _move(
     # A trajectory that diverged is refused.
     gain = jnp.where(jnp.isnan(gain), -jnp.inf, gain)
     take = jnp.log(jax.random.uniform(accept_key, gain.shape, kind)) < gain
-    chosen = jax.tree.map(lambda new, old: jnp.where(take.reshape(*take.shape, *[1] * (new.ndim - take.ndim)), new, old), after, at)
+    chosen = jax.tree.map(
+        lambda new, old: jnp.where(take.reshape(*take.shape, *[1] * (new.ndim - take.ndim)), new, old), after, at
+    )
     return chosen, jnp.exp(jnp.minimum(gain, 0.0))
 
 
@@ -120,7 +122,9 @@ def _pilot(keys: Array, target: Target, beta: Array, chains: int, leaps: int) ->
         point = _point(target, target.draw(draw, chains))
         log_step = jnp.zeros(point.base.shape[1:], point.base.dtype)
 
-        def one(carry: tuple[_Point, Array], inputs: tuple[Array, Array]) -> tuple[tuple[_Point, Array], tuple[Array, Array]]:
+        def one(
+            carry: tuple[_Point, Array], inputs: tuple[Array, Array]
+        ) -> tuple[tuple[_Point, Array], tuple[Array, Array]]:
             point, log_step = carry
             key, value = inputs
             at = jnp.full(log_step.shape, value)
@@ -142,7 +146,9 @@ def _forward(keys: Array, target: Target, schedule: Schedule, chains: int, leaps
         key, draw = jax.random.split(key)
         point = _point(target, target.draw(draw, chains))
 
-        def one(carry: tuple[_Point, Array], inputs: tuple[Array, Array, Array, Array]) -> tuple[tuple[_Point, Array], Array]:
+        def one(
+            carry: tuple[_Point, Array], inputs: tuple[Array, Array, Array, Array]
+        ) -> tuple[tuple[_Point, Array], Array]:
             point, weights = carry
             key, before, after, step = inputs
             weights = weights + (after - before) * point.extra
@@ -161,7 +167,9 @@ def _backward(keys: Array, target: Target, schedule: Schedule, states: Array, le
     def single(key: Array, target: Target, beta: Array, step: Array, state: Array) -> Run:
         point = _point(target, state)
 
-        def one(carry: tuple[_Point, Array], inputs: tuple[Array, Array, Array, Array]) -> tuple[tuple[_Point, Array], Array]:
+        def one(
+            carry: tuple[_Point, Array], inputs: tuple[Array, Array, Array, Array]
+        ) -> tuple[tuple[_Point, Array], Array]:
             point, weights = carry
             key, before, after, step = inputs
             point, accepted = _move(key, target, point, after, step, leaps)
@@ -197,7 +205,9 @@ def plan(key: Array, target: Target, stack: int, *, temperatures: int, chains: i
     found = _pilot(jax.random.split(key, stack), target, jnp.asarray(grid, kind), chains, leaps)
     log_step, spread = (np.asarray(part, np.float64) for part in found)
     shape = spread.shape[2:]
-    log_step, spread = (np.moveaxis(part.reshape(stack, grid.size, -1), 1, -1).reshape(-1, grid.size) for part in (log_step, spread))
+    log_step, spread = (
+        np.moveaxis(part.reshape(stack, grid.size, -1), 1, -1).reshape(-1, grid.size) for part in (log_step, spread)
+    )
     wanted = np.linspace(0.0, 1.0, temperatures + 1)
     betas, steps = [], []
     for own_step, own_spread in zip(log_step, np.where(np.isfinite(spread), spread, 0.0), strict=True):
@@ -229,6 +239,6 @@ def backward(
     *,
     leaps: int,
 ) -> Run:
-    """Return weights of chains from exact draws `states` of the target back to the start: E[exp(-log_weights)] = 1/Z."""
+    """Return weights of chains from exact draws `states` of the target to the start: E[exp(-log_weights)] = 1/Z."""
     keys = jax.random.split(key, schedule.beta.shape[0])
     return _backward(keys, target, jax.tree.map(jnp.asarray, schedule), jnp.asarray(states), leaps)

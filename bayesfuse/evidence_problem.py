@@ -109,12 +109,16 @@ class Problem(eqx.Module):
         extra = components - self.components
         if self.dictionary is None:
             weights = jnp.pad(self.weights, ((0, 0), (0, extra)))
-            return eqx.tree_at(lambda p: (p.weights, p.activations), self, (weights, self.activations.padded(components)))
+            return eqx.tree_at(
+                lambda p: (p.weights, p.activations), self, (weights, self.activations.padded(components))
+            )
         fields = (self.dictionary.padded(self.learned + extra), self.activations.padded(components))
         return eqx.tree_at(lambda p: (p.dictionary, p.activations), self, fields)
 
     def state(
-        self, dictionaries: Sequence[Float[np.ndarray, "freq _"]], activations: Sequence[Float[np.ndarray, "_ frame"]],
+        self,
+        dictionaries: Sequence[Float[np.ndarray, "freq _"]],
+        activations: Sequence[Float[np.ndarray, "_ frame"]],
         learned: Sequence[bool],
     ) -> Float[np.ndarray, "*unit coordinate"]:
         """Logarithms of given factors, one of each per source, e.g. those that a mixture was drawn with.

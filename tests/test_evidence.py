@@ -76,9 +76,7 @@ def test_start_from_the_variational_posterior(frames):
     items, exact, bounds = frames
     for found in (
         evidence.importance(jax.random.key(0), items, num_draws=2000, defence=0.2),
-        evidence.annealed(
-            jax.random.key(1), items, num_chains=32, num_temperatures=40, start="posterior", defence=0.2
-        ),
+        evidence.annealed(jax.random.key(1), items, num_chains=32, num_temperatures=40, start="posterior", defence=0.2),
     ):
         values, errors = np.array([e.value for e in found]), np.array([e.error for e in found])
         assert np.all(values < exact + 5 * errors)
@@ -138,7 +136,7 @@ def test_one_component_by_quadrature_in_single_precision(shape):
 
 @pytest.fixture(scope="module")
 def drawn():
-    """A recording drawn with given dictionaries of two sources, and one with a learned dictionary beside a given one."""
+    """A recording drawn with given dictionaries of two sources, and one with a learned one beside a given one."""
     rng = np.random.default_rng(0)
     given = [rng.gamma(1.0, 1.0, (6, k)) for k in (3, 2)]
     cases = []
@@ -167,7 +165,9 @@ def test_log_densities_are_those_of_the_numpyro_program(drawn):
             np.testing.assert_allclose(route.logs(state)[0], truth, atol=1e-9)
             ours = float(np.sum(route.log_likelihood(state)))
             # `base` is a density of coordinates, NumPyro's one of factors: the volume is the slope of both logarithms.
-            slope = np.diagonal(jax.jacfwd(lambda z: route.logs(z[None])[0].ravel())(state[0]).reshape(truth.size, -1))
+            slope = np.diagonal(
+                jax.jacfwd(lambda z, logs=route.logs: logs(z[None])[0].ravel())(state[0]).reshape(truth.size, -1)
+            )
             ours += float(np.sum(route.base(state))) - np.log(slope).sum() - truth.sum()
             learned = item.dictionary is not None
             candidates = [[2 if learned else sim.dictionaries[0]], [sim.dictionaries[1]]]
