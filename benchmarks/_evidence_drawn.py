@@ -63,7 +63,7 @@ def learned_dictionaries(recordings: int, *, chains: int = 8, temperatures: int 
         power = (np.abs(sim.X) ** 2).astype(np.float32)
         for m, k in enumerate(ORDERS):
             found = [explained(power, [[k]], priors[k], seed=seed) for seed in range(starts)]
-            totals = [float(np.sum(s.frames, dtype=np.float64) + s.dictionary[0]) for _, s in found]
+            totals = [float(np.asarray(s.frames, np.float64).sum() + s.dictionary[0]) for _, s in found]
             bound[i, m] = max(totals) + gammaln(k + 1)
             (problem,) = evidence.problems(power, found[int(np.argmax(totals))][0], priors[k])
             problems.append(problem)
