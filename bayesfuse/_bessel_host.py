@@ -5,6 +5,7 @@ it runs once per order.
 """
 
 import math
+from functools import lru_cache
 
 import numpy as np
 import scipy.special
@@ -39,6 +40,7 @@ def _economise(series: Vector, terms: int) -> Vector:
     return in_u(np.polynomial.Polynomial(np.array([-1, 2 / _TOP], np.longdouble))).coef
 
 
+@lru_cache(maxsize=64)  # every fit asks for the same few orders, and the tables take longer than a short fit
 def temme_series(mu: float, terms: int) -> dict[str, Vector]:
     """Return the coefficients of h^mu K_mu and h^(1-mu) K_(1-mu), h = z/2, for 0 <= mu <= 1/2.
 
@@ -106,6 +108,7 @@ def scaled_excess(nu: float, z: Vector) -> tuple[Vector, Vector]:
     return (twice - 2 * order + 1) / 2, log_g
 
 
+@lru_cache(maxsize=64)
 def tail_expansion(nu: float, terms: int) -> tuple[Vector, Vector]:
     """Return the coefficients in powers of u = 4/(z+1) - 1, z >= 1, of what `scaled_excess` returns."""
     count = 64

@@ -7,6 +7,7 @@ Nothing heavy is imported here, so that a new process can be told its number of 
 """
 
 import contextlib
+import importlib
 import multiprocessing
 import os
 import signal
@@ -77,15 +78,17 @@ class Workers:
                 except StopIteration:
                     ended = True
                 else:
-                    running[self.executor.submit(function, task)] = task
+                    running[self._submit(function, task)] = task
             alone, deaths = bool(suspects) and not running, 0
             if alone:
                 task, deaths = suspects.popleft()
-                running[self.executor.submit(function, task)] = task
+                running[self._submit(function, task)] = task
             if not running:
                 return
             broken: list[Task] = []
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
+            done = list(wait(running, return_when=FIRST_COMPLETED).done)
+            while done:
+                future = done.pop()
                 task = running.pop(future)
                 try:
                     answer = future.result()
@@ -93,6 +96,7 @@ class Workers:
                     if self.renew is None:
                         raise
                     broken.append(task)
+                    done = list(running)  # they all end now, in one way or the other
                 except Exception as error:
                     if type(error).__name__ != "KilledWorker":  # of Dask, which has tried several times
                         raise
@@ -100,8 +104,6 @@ class Workers:
                 else:
                     yield task, answer
             if broken and self.renew is not None:
-                broken += running.values()
-                running.clear()
                 self.executor = self.renew()
                 if deaths + 1 == _CHANCES:
                     yield broken[0], None
@@ -109,6 +111,16 @@ class Workers:
                     suspects.append((broken[0], deaths + 1))
                 else:
                     suspects.extend((task, 0) for task in broken)
+
+    def _submit(self, function: Callable[[Task], Answer], task: Task) -> "Future[Answer]":
+        """The future of a task; a failed one if the executor has broken in the meantime."""
+        assert self.executor is not None
+        try:
+            return self.executor.submit(function, task)
+        except BrokenExecutor as error:
+            failed: Future[Answer] = Future()
+            failed.set_exception(error)
+            return failed
 
 
 @contextlib.contextmanager
@@ -149,7 +161,7 @@ def workers(execution: "Execution", executor: Executor | None = None) -> Iterato
 @contextlib.contextmanager
 def _dask(execution: "Execution") -> Iterator[Workers]:
     try:
-        from distributed import Client, LocalCluster
+        distributed: Any = importlib.import_module("distributed")
     except ImportError as error:
         raise ValueError(
             "[execution] executor = 'dask' needs the package distributed: python -m pip install 'bayesfuse[dask]'."
@@ -158,7 +170,7 @@ def _dask(execution: "Execution") -> Iterator[Workers]:
         if execution.address is None:
             each = execution.threads or max(1, cores() // execution.workers)
             where: Any = stack.enter_context(
-                LocalCluster(
+                distributed.LocalCluster(
                     n_workers=execution.workers,
                     threads_per_worker=1,
                     processes=True,
@@ -169,7 +181,7 @@ def _dask(execution: "Execution") -> Iterator[Workers]:
             statement = f"Dask, {execution.workers} processes of {_threads(each)} on this machine"
         else:
             where, statement = execution.address, f"Dask at {execution.address}, threads as its workers were started"
-        client = stack.enter_context(Client(where))
+        client = stack.enter_context(distributed.Client(where))
         count = max(1, sum(client.nthreads().values()))
         # Impure: a task that is handed out again is done again.
         yield Workers(client.get_executor(pure=False), _RESERVE * count, statement)

@@ -59,7 +59,8 @@
     executor = "processes"                # or "serial", "dask"
     workers = 2
     threads = 1                           # of each worker
-    batch = 1                             # mixtures of similar length fitted together; 0: as many as pays off
+    batch = 1                             # mixtures of similar length fitted together by VB-NMF, shared out among
+                                          # JAX's devices; 16 or more fill an accelerator
     address = "tcp://host:8786"           # of a Dask scheduler; without it a cluster on this machine is started
 
 Other sources of dictionaries: ``from = "sources"``, the true sources of the mixtures of the split named by `split` (by
@@ -389,7 +390,7 @@ def _execution(section: Section) -> Execution:
         executor=section.get("executor", str, "serial", lambda x: x in choices, f"one of {', '.join(choices)}"),
         workers=section.get("workers", int, 1, lambda x: x >= 1, "a number of processes, at least 1"),
         threads=section.get("threads", int, None, lambda x: x >= 1, "a number of threads, at least 1"),
-        batch=section.get("batch", int, 1, lambda x: x >= 0, "a number of mixtures, or 0"),
+        batch=section.get("batch", int, 1, lambda x: x >= 1, "a number of mixtures, at least 1"),
         address=section.get("address", str, None, bool, "the address of a Dask scheduler, such as tcp://host:8786"),
     )
     section.finish()

@@ -117,7 +117,7 @@ def work(task: Task) -> Answer:
             else:
                 items[index] = found
         try:
-            separated = _separated(task, list(items.values()), clock)
+            separated = _separated(task, list(items.values()), clock) if items else []
         except ITEM_ERRORS as error:
             if len(items) > 1:  # whose fault it is shows when each is alone
                 alone = [work(_only(task, index)) for index in items]

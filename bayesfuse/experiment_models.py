@@ -11,7 +11,7 @@ from bayesfuse import estimates, inference, nmf, wiener
 from bayesfuse.dictionary import Dictionary
 from bayesfuse.experiment_config import ExperimentConfig, Model
 from bayesfuse.grams import Bands
-from bayesfuse.separators.vb_nmf import fit_joint
+from bayesfuse.separators.vb_nmf import fit_joint, fit_several
 from bayesfuse.transforms import Transform
 from bayesfuse.vbnmf import FreeEnergy
 
@@ -73,6 +73,11 @@ class _Job(NamedTuple):
     X: Any
     power: Power
     candidates: list[Dictionary | int]
+
+    @property
+    def model(self) -> list[list[Dictionary | int]]:
+        """One candidate for each source."""
+        return [[candidate] for candidate in self.candidates]
 
 
 def separate_all(
@@ -150,10 +155,9 @@ def _band_rows(config: ExperimentConfig, rate: int) -> Float[np.ndarray, "row ba
 def _fit_vb(
     config: ExperimentConfig, model: Model, jobs: list[_Job], bands: list[Any]
 ) -> list[tuple[Gains, Energies | None]]:
-    settings = model.separator.settings
+    fits = _fits(config, model, jobs)
     found: list[tuple[Gains, Energies | None]] = []
-    for job, rows in zip(jobs, bands, strict=True):
-        fit = fit_joint(job.power, [[c] for c in job.candidates], settings, seed=config.seed)
+    for job, rows, fit in zip(jobs, bands, fits, strict=True):
         parts = inference.energy_terms(job.power, fit, rows)
         energies = Energies(
             np.asarray(parts.data[0]),
@@ -163,6 +167,24 @@ def _fit_vb(
         )
         found.append((estimates.combination_gains(fit, 0), energies))
     return found
+
+
+def _fits(config: ExperimentConfig, model: Model, jobs: list[_Job]) -> list[inference.Fit]:
+    """The fits of all jobs, one by one or in batches of one bucket of lengths."""
+    settings, size = model.separator.settings, config.execution.batch
+    if size == 1:
+        return [fit_joint(job.power, job.model, settings, seed=config.seed) for job in jobs]
+    buckets: dict[tuple[int, str], list[int]] = {}
+    for i, job in enumerate(jobs):
+        buckets.setdefault((nmf.bucket_length(job.power.shape[1]), str(job.power.dtype)), []).append(i)
+    found: dict[int, inference.Fit] = {}
+    for members in buckets.values():
+        for start in range(0, len(members), size):
+            batch = members[start : start + size]
+            powers, models = [jobs[i].power for i in batch], [jobs[i].model for i in batch]
+            fits = fit_several(powers, models, settings, seed=config.seed)
+            found |= dict(zip(batch, fits, strict=True))
+    return [found[i] for i in range(len(jobs))]
 
 
 def _fit_ml(

@@ -294,7 +294,9 @@ class _Run:
         return found
 
     def _tasks(self, ready: Mapping[int, Mapping[str, Taught]]) -> Iterator[Task]:
-        for indices in _batches(list(ready), max(1, self.config.execution.batch)):
+        # Several batches at once, among whose mixtures there are enough of similar lengths.
+        batch = self.config.execution.batch
+        for indices in _batches(list(ready), 1 if batch == 1 else 4 * batch):
             yield Task(
                 self.config,
                 self.plan.settings,

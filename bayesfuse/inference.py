@@ -147,7 +147,7 @@ def start(
         )
         q = Posterior(components, (combine_logs(prior.order),), None, "marginal")
         if ml_iters > 0:
-            padded, mask, q = _pad(normal, q)
+            padded, mask, q = pad(normal, q)
             q = _crop(_multiply(padded, q, prior, mask, jnp.asarray(ml_iters)), normal.shape[1])
         if variant == "explicit":
             variance = jax.device_put(np.ones((len(candidates), *normal.shape), normal.dtype))
@@ -241,7 +241,7 @@ def _check_start(power: Float[np.ndarray, "freq frame"], q: Posterior, prior: Pr
     _check_dtype("start q0", first.activations.mean, power)
 
 
-def _pad(
+def pad(
     power: Float[np.ndarray, "freq frame"], q: Posterior
 ) -> tuple[Float[Array, "freq padded"], Float[Array, " padded"], Posterior]:
     """Pad to the bucket: silence, mask 0, and activations of one, which the mask keeps from mattering.
@@ -264,7 +264,7 @@ def _pad(
 
 
 def _crop(q: Posterior, frames: int) -> Posterior:
-    def narrow(array: Array) -> Array:
+    def narrow(array: Array | np.ndarray) -> Array:
         return jax.device_put(np.asarray(array)[..., :frames])
 
     components = tuple(
@@ -293,6 +293,12 @@ def _evaluate(power: Array, q: Posterior, prior: Prior, mask: Array) -> tuple[Fr
 @eqx.filter_jit
 def _conclude(
     power: Array, q: Posterior, prior: Prior, mask: Array
+) -> tuple[Posterior, FreeEnergy, tuple[Scores, ...]]:
+    return conclude(power, q, prior, mask)
+
+
+def conclude(
+    power: Float[Array, "freq frame"], q: Posterior, prior: Prior, mask: Float[Array, " frame"]
 ) -> tuple[Posterior, FreeEnergy, tuple[Scores, ...]]:
     """q(S) for the final factors, and everything that is reported about the result."""
     q = update_sources(q, prior)
@@ -348,7 +354,7 @@ def fit(
     _check_start(normal, q0, prior)
     sequence = sequence or ("WHK" if q0.variant == "marginal" else "SWHK")
     with precision(normal):
-        padded, mask, q = _pad(normal, q0)
+        padded, mask, q = pad(normal, q0)
         trace: list[float] = []
         iterations: list[int] = []
         with _bar(num_iters, progress) as bar:
@@ -371,27 +377,36 @@ def fit(
                     gain = (trace[-1] - trace[-2]) / count
                     if gain < tolerance * abs(trace[-1]):
                         break
-        q, energy, scores = _conclude(padded, q, prior, mask)
-        frames = normal.shape[1]
-        change = -2.0 * normal.shape[0] * np.log(scale)
-        energy = FreeEnergy(
-            np.asarray(energy.frames)[:frames] + normal.dtype.type(change), energy.dictionary, energy.order
-        )
-        # In the explicit variant the change of variables belongs to the mixture, not to a source's score.
-        shift = change if q.variant == "marginal" else 0.0
-        scores = tuple(
-            Scores(np.asarray(s.frames)[:, :frames] + normal.dtype.type(shift), s.dictionary) for s in scores
-        )
-        result = Fit(
-            energy,
-            scores,
-            np.asarray(trace) + change * frames,
-            tuple(iterations),
-            _crop(q, frames),
-            prior,
-            scale,
-        )
-        return jax.tree.map(lambda leaf: np.asarray(leaf) if isinstance(leaf, jax.Array) else leaf, result)
+        return finished(normal, scale, prior, *_conclude(padded, q, prior, mask), trace, iterations)
+
+
+def finished(
+    normal: Float[np.ndarray, "freq frame"],
+    scale: float,
+    prior: Prior,
+    q: Posterior,
+    energy: FreeEnergy,
+    scores: tuple[Scores, ...],
+    trace: Sequence[float],
+    iterations: Sequence[int],
+) -> Fit:
+    """The fit of a mixture from what was found for it, padded and normalised: cropped, and in the mixture's unit."""
+    frames = normal.shape[1]
+    change = -2.0 * normal.shape[0] * np.log(scale)
+    energy = FreeEnergy(np.asarray(energy.frames)[:frames] + normal.dtype.type(change), energy.dictionary, energy.order)
+    # In the explicit variant the change of variables belongs to the mixture, not to a source's score.
+    shift = change if q.variant == "marginal" else 0.0
+    scores = tuple(Scores(np.asarray(s.frames)[:, :frames] + normal.dtype.type(shift), s.dictionary) for s in scores)
+    result = Fit(
+        energy,
+        scores,
+        np.asarray(trace) + change * frames,
+        tuple(iterations),
+        _crop(q, frames),
+        prior,
+        scale,
+    )
+    return jax.tree.map(lambda leaf: np.asarray(leaf) if isinstance(leaf, jax.Array) else leaf, result)
 
 
 @eqx.filter_jit
@@ -425,7 +440,7 @@ def energy_terms(power: Power, fit: Fit, bands: Float[np.ndarray, "row _"] | Non
         raise ValueError(f"bands has shape {groups.shape}: expected [band, {power.shape[0]}], a column per frequency.")
     with precision(power):
         normal = np.divide(power, fit.scale**2, dtype=np.float64).astype(power.dtype)
-        padded, _, q = _pad(normal, fit.posterior)
+        padded, _, q = pad(normal, fit.posterior)
         found = _terms(padded, q, fit.prior, jnp.asarray(groups, power.dtype))
         data, activations = (np.asarray(part)[..., : power.shape[1]] for part in (found.data, found.activations))
     unit = -2.0 * np.log(fit.scale) * groups.sum(axis=1)

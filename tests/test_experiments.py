@@ -287,3 +287,15 @@ def test_estimates_are_kept_in_the_layout_of_fuse(config, tmp_path):
     run_experiment(load_config(tmp_path / "folder.toml"), tmp_path / "others")
     [other] = open_records(tmp_path / "others").select(names=["a"])
     np.testing.assert_allclose(other.whole.gram, record.whole.gram, rtol=1e-5)
+
+
+def test_batches_find_what_single_mixtures_find(tmp_path):
+    config = load_config(small_experiment.make(tmp_path, variational=True))
+    config = dataclasses.replace(config, separators=config.separators[:1])
+    run_experiment(config, tmp_path / "single")
+    summary = run_experiment(config.replace("execution", batch=3), tmp_path / "batch")
+    assert summary.computed == NAMES
+    for one, other in zip(open_records(tmp_path / "single"), open_records(tmp_path / "batch"), strict=True):
+        assert one.key == other.key and one.models == other.models
+        np.testing.assert_allclose(one.total_free_energy, other.total_free_energy, rtol=1e-4)
+        np.testing.assert_allclose(one.scores["sdr"], other.scores["sdr"], atol=1e-2)

@@ -17,7 +17,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("grams", "simplex_qp", "weighted_sum", "masks", "objectives", "fusion", "static"),
     ("bayesian", "bayesian_problem", "rules", "stacking", "cross_validation", "ladder"),
     ("gig", "distributions", "features", "network_costs", "training_set", "neural", "network_rule", "mask_networks"),
-    ("vbnmf*", "inference", "estimates", "vb_dictionary", "model", "evidence"),
+    ("vbnmf*", "inference*", "estimates", "vb_dictionary", "model", "evidence"),
     ("separators", "separators.*"),
     ("datasets", "datasets.*", "sources", "results", "records", "inference_data"),
     ("lazy_records", "corpus_results", "corpus_rules"),

@@ -59,6 +59,6 @@ def _total(energies: list[FreeEnergy | None]) -> FreeEnergy | None:
         return None
     return FreeEnergy(
         np.sum([energy.frames for energy in known], axis=0),
-        np.sum([energy.dictionary for energy in known], axis=0),
-        np.sum([energy.order for energy in known], axis=0),
+        np.asarray(np.sum([energy.dictionary for energy in known], axis=0)),
+        np.asarray(np.sum([energy.order for energy in known], axis=0)),
     )

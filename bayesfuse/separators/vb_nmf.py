@@ -22,10 +22,11 @@ from bayesfuse import estimates, inference
 from bayesfuse._precision import precision
 from bayesfuse.dictionary import Dictionary
 from bayesfuse.inference import Candidate, Fit
+from bayesfuse.inference_batch import fit_batch
 from bayesfuse.separators.contract import Masks, Separation, Separator, separate_channels
 from bayesfuse.separators.ml_nmf import seed_of
 from bayesfuse.transforms import STFT, Transform
-from bayesfuse.vbnmf import Factor, Temper, Variant, make_prior
+from bayesfuse.vbnmf import Factor, Prior, Temper, Variant, make_prior
 
 Model = Sequence[Sequence[Dictionary | int]]
 
@@ -117,9 +118,22 @@ def fit_joint(
         Prior probabilities of the candidates of each source; uniform by default.
     """
     settings = Settings() if settings is None else settings
-    orders = [[c if isinstance(c, int) else c.order for c in row] for row in model]
-    prior = make_prior(
-        orders,
+    prior = _prior(power, model, settings, order_prior)
+    candidates = [[_candidate(c, power.dtype) for c in row] for row in model]
+    q0 = inference.start(power, candidates, prior, variant=settings.variant, seed=seed, ml_iters=settings.ml_iters)
+    return inference.fit(
+        power, q0, prior, num_iters=settings.num_iters, tolerance=settings.tolerance, progress=progress
+    )
+
+
+def _prior(
+    power: Float[np.ndarray, "band frame"],
+    model: Model,
+    settings: Settings,
+    order_prior: Sequence[Sequence[float]] | None = None,
+) -> Prior:
+    return make_prior(
+        [[c if isinstance(c, int) else c.order for c in row] for row in model],
         a=settings.a,
         b=settings.b,
         noise=settings.noise,
@@ -129,10 +143,44 @@ def fit_joint(
         temper=settings.temper,
         dtype=power.dtype,
     )
-    candidates = [[_candidate(c, power.dtype) for c in row] for row in model]
-    q0 = inference.start(power, candidates, prior, variant=settings.variant, seed=seed, ml_iters=settings.ml_iters)
-    return inference.fit(
-        power, q0, prior, num_iters=settings.num_iters, tolerance=settings.tolerance, progress=progress
+
+
+def fit_several(
+    powers: Sequence[Float[np.ndarray, "band _"]],
+    models: Sequence[Model],
+    settings: Settings | None = None,
+    *,
+    seed: int = 0,
+) -> list[Fit]:
+    """Return the fits of several mixtures, found together on all devices; see `inference_batch.fit_batch`.
+
+    Parameters
+    ----------
+    powers
+        Of each mixture, all of one bucket of lengths (`nmf.bucket_length`).
+    models
+        As `fit_joint` takes them, one for each mixture and all of one layout.
+    settings
+        Of the variant "marginal", without a tolerance.
+
+    Raises
+    ------
+    ValueError
+        For settings of the explicit variant or with a tolerance, and as `inference_batch.fit_batch`.
+    """
+    settings = Settings() if settings is None else settings
+    if settings.variant != "marginal" or settings.tolerance is not None:
+        raise ValueError(
+            f"fit_several got variant={settings.variant!r}, tolerance={settings.tolerance}; it fits the marginal "
+            "variant for a fixed number of iterations. Use fit_joint for others."
+        )
+    return fit_batch(
+        powers,
+        [[[_candidate(c, power.dtype) for c in row] for row in m] for power, m in zip(powers, models, strict=True)],
+        [_prior(power, m, settings) for power, m in zip(powers, models, strict=True)],
+        num_iters=settings.num_iters,
+        ml_iters=settings.ml_iters,
+        seed=seed,
     )
 
 
