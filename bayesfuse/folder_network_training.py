@@ -26,7 +26,7 @@ from bayesfuse.folder_rules import check_references
 from bayesfuse.fusing import Outcome
 from bayesfuse.fusion import Gram
 from bayesfuse.network_rule import NetworkRule, Recording, make_rule, recording_gram
-from bayesfuse.neural import FusionNetwork, NetworkConfig, Trained, TrainingSet, frame_weights, train
+from bayesfuse.neural import FusionNetwork, NetworkConfig, Trained, Training, TrainingSet, frame_weights, train
 from bayesfuse.separators.folder import Folder, Item
 from bayesfuse.simplex_qp import oracle_weights
 from bayesfuse.training import padded_gram
@@ -47,8 +47,22 @@ class _Variant(NamedTuple):
 _VARIANTS: dict[str, _Variant] = {
     "log": _Variant(
         32,
-        {"compression": "log", "level": "recording", "share": 0.99, "clip": 5.0},
-        {"hidden": (256,), "dropout": 0.5, "input_noise": 0.3},
+        {
+            "compression": "log",
+            "level": "recording",
+            "relative": True,
+            "context": 1,
+            "num_components": None,
+            "clip": 5.0,
+        },
+        {
+            "hidden": (256,),
+            "cost": "utterance_sdr",
+            "unit": "recordings",
+            "dropout": 0.5,
+            "input_noise": 0.3,
+            "training": Training(batch_size=16, optimiser="adam", weight_decay=1e-3),
+        },
     ),
     "qerb": _Variant(350, {}, {}),
 }
