@@ -19,7 +19,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("gig", "distributions", "features", "network_costs", "training_set", "neural", "network_rule", "mask_networks"),
     ("vbnmf*", "inference*", "estimates", "vb_dictionary", "model", "evidence"),
     ("separators", "separators.*"),
-    ("datasets", "datasets.*", "sources", "results", "records"),
+    ("datasets", "datasets.*", "sources", "results", "record*"),
     ("sanity", "examples", "folder_*", "learned_rules", "fusing", "training", "evaluating"),
     ("experiment_*", "executors", "plots", "separation"),
     ("experiments",),
