@@ -24,7 +24,7 @@ from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bayesfuse import audio, records
+from bayesfuse import audio, record_file, records
 from bayesfuse._fingerprint import code_hash, content_hash, files_hash
 from bayesfuse._lock import exclusive
 from bayesfuse._netcdf import replacing
@@ -201,7 +201,7 @@ def _plan(config: ExperimentConfig, root: Path) -> _Plan:
     for name in names:
         path = record_path(root, name)
         try:
-            about = records.read_header(path) if path.exists() else {}
+            about = record_file.read_header(path) if path.exists() else {}
         except ValueError as error:
             _LOG.warning("%s It is computed again.", error)
             about = {}
@@ -327,11 +327,11 @@ class _Run:
     def _commit(self, outcome: Outcome) -> None:
         path = record_path(self.root, outcome.name)
         # Without a record, files look different and hold the same: the one that there is gets their new stamp.
-        record = records.read_record(path) if outcome.record is None else outcome.record
+        record = record_file.read_record(path) if outcome.record is None else outcome.record
         if outcome.estimates is not None:
             self._write_estimates(record, *outcome.estimates)
         # Last: it says that all is done.
-        records.write_record(dataclasses.replace(record, stamp=self.plan.stamp), path)
+        record_file.write_record(dataclasses.replace(record, stamp=self.plan.stamp), path)
         if outcome.record is None:
             self.kept += 1
             return

@@ -16,6 +16,7 @@ from scipy.stats import ttest_1samp
 from bayesfuse import fusion, metrics
 from bayesfuse.datasets import MiniChime, Mixture
 from bayesfuse.dictionary import Dictionary
+from bayesfuse.experiments import Summary
 from bayesfuse.separators.vb_nmf import Settings
 from bayesfuse.transforms import STFT
 
@@ -358,3 +359,25 @@ def test_halves_of_the_training_speech_are_disjoint(data_root):
     assert set(first).isdisjoint(second)
     assert set(first) | set(second) == set(data.training_speech("dan").names)
     assert abs(len(first) - len(second)) <= 1
+
+
+# Experiments ---------------------------------------------------------------------------------------------------------
+
+
+def test_rows_of_an_experiment_are_those_of_its_summary():
+    summary = Summary(
+        total=4,
+        computed=("a", "b"),
+        kept=2,
+        failed={},
+        seconds=30.0,
+        stages={"read": 1.0, "dictionaries": 2.0, "separate": 4.0, "score": 1.0, "compile": 1.0, "write": 1.0},
+        audio_seconds=20.0,
+        model_seconds={"VB-NMF 8": 0.4, "ML-NMF 8": 0.1},
+        memory=3 * 2**30,
+        statement="two processes",
+    )
+    per_minute, slowest, memory = load("experiment_speed").rows_of("x", summary)
+    assert per_minute.measured == 4.0 and "computing 70 %, input and output 20 %, compiling 10 %" in per_minute.detail
+    assert slowest.measured == 50.0 and slowest.met is False and "50 (VB-NMF 8) to 200 (ML-NMF 8)" in slowest.detail
+    assert memory.measured == 3.0 and memory.met is False

@@ -18,7 +18,7 @@ import pytest
 import small_experiment
 from small_experiment import NAMES, RATE
 
-from bayesfuse import experiment_dictionaries, metrics, records
+from bayesfuse import experiment_dictionaries, metrics
 from bayesfuse._lock import exclusive
 from bayesfuse.cli import main
 from bayesfuse.datasets import MiniChime
@@ -151,14 +151,15 @@ def test_records_are_kept_checked_or_computed_again(config, tmp_path, capsys):
 
 
 def test_a_full_disk_stops_the_run_and_loses_nothing(config, tmp_path, monkeypatch):
-    out, original, count = tmp_path / "out", records._netcdf.write_tree, iter(range(100))
+    out, original, count = tmp_path / "out", record_file._write_file, iter(range(100))
 
-    def write(tree, path, **options):
+    def write(path, *content):
         if next(count) == 2:
+            path.write_bytes(b"half")
             raise OSError(errno.ENOSPC, "No space left on device")
-        original(tree, path, **options)
+        original(path, *content)
 
-    monkeypatch.setattr(records._netcdf, "write_tree", write)
+    monkeypatch.setattr(record_file, "_write_file", write)
     with pytest.raises(OSError, match=r"record of c .*No space left.*2 of 4 records are complete.*start again"):
         run_experiment(config, out)
     before = times(out)
@@ -197,15 +198,15 @@ def test_a_run_that_is_killed_goes_on(config, tmp_path):
     out = tmp_path / "out"
     program = """
 import sys, time
-from bayesfuse import experiments, records
-original = records._netcdf.write_tree
-def slowly(tree, path, **options):
+from bayesfuse import experiments, record_file
+original = record_file._write_file
+def slowly(path, *content):
     if len(list(path.parent.glob("[a-z]*.nc"))) == int(sys.argv[3]):
-        (path.parent / ".half-written.nc").write_bytes(b"half")
+        path.write_bytes(b"half")
         print("ready", flush=True)
         time.sleep(60)
-    original(tree, path, **options)
-records._netcdf.write_tree = slowly
+    original(path, *content)
+record_file._write_file = slowly
 experiments.run_experiment(experiments.load_config(sys.argv[1]), sys.argv[2])
 """
     before = {}
@@ -217,7 +218,8 @@ experiments.run_experiment(experiments.load_config(sys.argv[1]), sys.argv[2])
         process.wait()
         process.stdout.close()
         now = times(out)
-        assert now.pop(".half-written.nc") and len(now) == count
+        [half] = [name for name in now if name.startswith(".")]
+        assert now.pop(half) and len(now) == count
         assert {name: now[name] for name in before} == before
         before = now
     assert run_experiment(config, out).computed == NAMES[3:]

@@ -19,7 +19,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("gig", "distributions", "features", "network_costs", "training_set", "neural", "network_rule", "mask_networks"),
     ("vbnmf*", "inference*", "estimates", "vb_dictionary", "model", "evidence*"),
     ("separators", "separators.*"),
-    ("datasets", "datasets.*", "sources", "results", "records", "inference_data"),
+    ("datasets", "datasets.*", "sources", "results", "record*", "inference_data"),
     ("lazy_records", "corpus_results", "corpus_rules"),
     ("sanity", "examples", "folder_*", "learned_rules", "fusing", "training", "evaluating"),
     ("experiment_*", "executors", "plots", "separation", "corpus_plots", "report*"),

@@ -4,11 +4,13 @@ import json
 
 import numpy as np
 import pytest
+import xarray
 from small_records import TRANSFORM, draw_record
 
 from bayesfuse import records
 from bayesfuse.grams import sdr, squared_error
-from bayesfuse.records import open_records, read_record, record_path, write_record
+from bayesfuse.record_file import read_record, write_record
+from bayesfuse.records import open_records, record_path
 
 
 def write(folder, *drawn):
@@ -29,6 +31,9 @@ def test_a_record_comes_back(tmp_path):
     np.testing.assert_array_equal(found.scores["sdr"], record.scores["sdr"])
     np.testing.assert_array_equal(found.mixture_scores["sdr"], record.mixture_scores["sdr"])
     np.testing.assert_allclose(found.frame_times, TRANSFORM.frame_times(1000, 2 + 17)[2:])
+    with xarray.open_datatree(record_path(tmp_path, "folder/a"), engine="h5netcdf") as tree:  # others read it, too
+        assert tree["scores/sdr"].dims == ("model", "source") and tree["scores"]["model"].values[0] == "VB-NMF 1"
+        assert tree["bands/errors"].dims == ("source", "frame", "band", "pair")
     assert [entry.name for entry in (tmp_path / "records/folder").iterdir()] == ["a.nc"]
 
 
