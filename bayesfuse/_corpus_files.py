@@ -97,7 +97,7 @@ def _write_zarr(tree: DataTree, small: DataTree, large: set[tuple[str, str]], pa
 
 def _require_zarr() -> Any:
     try:
-        import zarr
+        import zarr  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise ValueError(
             "a name that ends in .zarr needs the package zarr: pip install 'bayesfuse[zarr]', or end the name in .nc."

@@ -3,8 +3,10 @@
 The draws are independent ones from the variational posterior q, not a Markov chain: there is one "chain", and R-hat or
 effective sample sizes say nothing about the fit. What the log likelihood is of is the frame: p(x_n | W, H) given the
 dictionaries and the activations drawn from q, which is what ArviZ's leave-one-out comparison takes. A frame has
-activations of its own, so that leaving it out moves its posterior far: expect large Pareto k where orders are high,
-look at them (`compare` has columns of them), and do not trust the ranking of models where they are.
+activations of its own, so that leaving it out moves its posterior far. On an utterance of mini-chime at 0 dB, with 500
+draws, Pareto k exceeded its limit in 57, 69, 86 and 100 % of the frames for 2, 8, 32 and 128 components of speech:
+`compare` has columns of them, and where they are large its ranking, which prefers many components, is not to be
+trusted.
 
 Free energies are bounds of the evidence of a whole recording. They stand in the group `fusion` and are no log
 likelihood.
