@@ -16,7 +16,7 @@ References
 Carlo", arXiv:1511.02543, 2015.
 """
 
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import equinox as eqx
 import jax
@@ -113,77 +113,55 @@ def _move(
     return chosen, jnp.exp(jnp.minimum(gain, 0.0))
 
 
-@eqx.filter_jit
-def _pilot(keys: Array, target: Target, beta: Array, chains: int, leaps: int) -> tuple[Array, Array]:
-    """Steps that kept the acceptance, and how much `extra` varied between chains, at each of common temperatures."""
+class _Plan(NamedTuple):
+    """What the chains do at each move, [move, *unit]: where, in which steps, and what counts before and after it."""
 
-    def single(key: Array, target: Target) -> tuple[Array, Array]:
-        key, draw = jax.random.split(key)
-        point = _point(target, target.draw(draw, chains))
-        log_step = jnp.zeros(point.base.shape[1:], point.base.dtype)
+    beta: Array
+    step: Array
+    before: Array
+    after: Array
 
-        def one(
-            carry: tuple[_Point, Array], inputs: tuple[Array, Array]
-        ) -> tuple[tuple[_Point, Array], tuple[Array, Array]]:
-            point, log_step = carry
-            key, value = inputs
-            at = jnp.full(log_step.shape, value)
-            point, accepted = _move(key, target, point, at, jnp.exp(log_step), leaps)
-            log_step = jnp.clip(log_step + _GAIN * (accepted.mean(0) - _ACCEPTANCE), -12.0, 1.0)
-            # Of the absolute deviation, for far outliers are common near the start.
-            spread = jnp.abs(point.extra - jnp.median(point.extra, 0)).mean(0)
-            return (point, log_step), (log_step, spread)
 
-        inputs = (jax.random.split(key, beta.shape[0]), beta)
-        return jax.lax.scan(one, (point, log_step), inputs)[1]
+class _Record(NamedTuple):
+    """What every move has met, [move, *unit] and `extra` [move, chain, *unit]."""
 
-    return eqx.filter_vmap(single)(keys, target)
+    acceptance: Array
+    log_step: Array
+    extra: Array
 
 
 @eqx.filter_jit
-def _forward(keys: Array, target: Target, schedule: Schedule, chains: int, leaps: int) -> Run:
-    def single(key: Array, target: Target, beta: Array, step: Array) -> Run:
-        key, draw = jax.random.split(key)
-        point = _point(target, target.draw(draw, chains))
-
-        def one(
-            carry: tuple[_Point, Array], inputs: tuple[Array, Array, Array, Array]
-        ) -> tuple[tuple[_Point, Array], Array]:
-            point, weights = carry
-            key, before, after, step = inputs
-            weights = weights + (after - before) * point.extra
-            point, accepted = _move(key, target, point, after, step, leaps)
-            return (point, weights), accepted.mean(0)
-
-        inputs = (jax.random.split(key, step.shape[0]), beta[:-1], beta[1:], step)
-        (point, weights), accepted = jax.lax.scan(one, (point, jnp.zeros_like(point.base)), inputs)
-        return Run(weights, accepted, point.state)
-
-    return eqx.filter_vmap(single)(keys, target, schedule.beta, schedule.step)
+def draw(keys: Array, target: Target, chains: int) -> Float[Array, "stack chain *unit coordinate"]:
+    """Return draws of the start, of problems along a leading axis of keys and target."""
+    return eqx.filter_vmap(lambda key, target: target.draw(key, chains))(keys, target)
 
 
 @eqx.filter_jit
-def _backward(keys: Array, target: Target, schedule: Schedule, states: Array, leaps: int) -> Run:
-    def single(key: Array, target: Target, beta: Array, step: Array, state: Array) -> Run:
+def _follow(
+    keys: Array, target: Target, states: Array, plan: _Plan, gain: Array, leaps: int
+) -> tuple[Array, Array, _Record]:
+    """Weights, last states and record of the chains. One program serves the pilot and both directions."""
+
+    def single(key: Array, target: Target, state: Array, plan: _Plan) -> tuple[Array, Array, _Record]:
         point = _point(target, state)
 
-        def one(
-            carry: tuple[_Point, Array], inputs: tuple[Array, Array, Array, Array]
-        ) -> tuple[tuple[_Point, Array], Array]:
-            point, weights = carry
-            key, before, after, step = inputs
-            point, accepted = _move(key, target, point, after, step, leaps)
-            return (point, weights + (after - before) * point.extra), accepted.mean(0)
+        def one(carry: tuple[_Point, Array, Array], inputs: tuple[Array, _Plan]) -> tuple[Any, _Record]:
+            point, weights, factor = carry
+            key, at = inputs
+            weights = weights + at.before * point.extra
+            point, accepted = _move(key, target, point, at.beta, at.step * jnp.exp(factor), leaps)
+            weights = weights + at.after * point.extra
+            factor = jnp.clip(factor + gain * (accepted.mean(0) - _ACCEPTANCE), -12.0, 1.0)
+            return (point, weights, factor), _Record(accepted.mean(0), jnp.log(at.step) + factor, point.extra)
 
-        inputs = (jax.random.split(key, step.shape[0]), beta[:-1], beta[1:], step)
-        start = (point, jnp.zeros_like(point.base))
-        (point, weights), accepted = jax.lax.scan(one, start, inputs, reverse=True)
-        return Run(weights, accepted, point.state)
+        start = (point, jnp.zeros_like(point.base), jnp.zeros_like(point.base[0]))
+        (point, weights, _), record = jax.lax.scan(one, start, (jax.random.split(key, plan.beta.shape[0]), plan))
+        return weights, point.state, record
 
-    return eqx.filter_vmap(single)(keys, target, schedule.beta, schedule.step, states)
+    return eqx.filter_vmap(single)(keys, target, states, plan)
 
 
-def plan(key: Array, target: Target, stack: int, *, temperatures: int, chains: int, leaps: int) -> Schedule:
+def schedule(key: Array, target: Target, stack: int, *, temperatures: int, chains: int, leaps: int) -> Schedule:
     """Return temperatures at which the chains of a pilot run met equal resistance, and step sizes to go with them.
 
     Parameters
@@ -199,46 +177,57 @@ def plan(key: Array, target: Target, stack: int, *, temperatures: int, chains: i
     leaps
         Leapfrog steps of a move.
     """
-    half = temperatures - temperatures // 2
-    grid = np.union1d(np.geomspace(1e-9, 1.0, half), np.linspace(0.0, 1.0, temperatures // 2 + 1))
-    kind = jax.tree.leaves(eqx.filter(target, eqx.is_inexact_array))[0].dtype
-    found = _pilot(jax.random.split(key, stack), target, jnp.asarray(grid, kind), chains, leaps)
-    log_step, spread = (np.asarray(part, np.float64) for part in found)
-    shape = spread.shape[2:]
-    log_step, spread = (
-        np.moveaxis(part.reshape(stack, grid.size, -1), 1, -1).reshape(-1, grid.size) for part in (log_step, spread)
-    )
+    start_key, move_key = jax.random.split(key)
+    states = draw(jax.random.split(start_key, stack), target, chains)
+    even = temperatures - temperatures // 2
+    grid = np.sort(np.append(np.geomspace(1e-9, 1.0, temperatures // 2 + 1)[:-1], np.linspace(0.0, 1.0, even)))
+    unit = states.shape[2:-1]
+    beta = jnp.broadcast_to(jnp.asarray(grid, states.dtype).reshape(-1, *[1] * len(unit)), (stack, grid.size, *unit))
+    plan = _Plan(beta, jnp.ones_like(beta), jnp.zeros_like(beta), jnp.zeros_like(beta))
+    record = _follow(jax.random.split(move_key, stack), target, states, plan, jnp.asarray(_GAIN, states.dtype), leaps)[
+        2
+    ]
+    extra = np.asarray(record.extra, np.float64)
+    # Of the absolute deviation, for far outliers are common near the start.
+    spread = np.abs(extra - np.median(extra, 2, keepdims=True)).mean(2)
+    rows = [
+        np.moveaxis(np.asarray(part, np.float64), 1, -1).reshape(-1, grid.size)
+        for part in (record.log_step, np.where(np.isfinite(spread), spread, 0.0))
+    ]
     wanted = np.linspace(0.0, 1.0, temperatures + 1)
     betas, steps = [], []
-    for own_step, own_spread in zip(log_step, np.where(np.isfinite(spread), spread, 0.0), strict=True):
-        length = np.append(0.0, np.cumsum(0.5 * (own_spread[1:] + own_spread[:-1]) * np.diff(grid)))
+    for log_step, resistance in zip(*rows, strict=True):
+        length = np.append(0.0, np.cumsum(0.5 * (resistance[1:] + resistance[:-1]) * np.diff(grid)))
         share = (1 - _EVEN) * length / max(length[-1], 1e-300) + _EVEN * grid
-        beta = np.interp(wanted, share / share[-1], grid)
-        beta[0], beta[-1] = 0.0, 1.0
-        betas.append(beta)
-        steps.append(np.exp(np.interp(wanted[1:], share / share[-1], own_step)))
+        betas.append(np.interp(wanted, share / share[-1], grid))
+        steps.append(np.exp(np.interp(wanted[1:], share / share[-1], log_step)))
 
-    def back(rows: list[np.ndarray]) -> np.ndarray:
-        table = np.moveaxis(np.array(rows).reshape(stack, -1, len(rows[0])), -1, 1)
-        return table.reshape(stack, len(rows[0]), *shape).astype(kind)
+    def back(table: list[np.ndarray]) -> np.ndarray:
+        moved = np.moveaxis(np.array(table).reshape(stack, *unit, len(table[0])), -1, 1)
+        return moved.astype(states.dtype)
 
     return Schedule(back(betas), back(steps))
 
 
-def forward(key: Array, target: Target, schedule: Schedule, *, chains: int, leaps: int) -> Run:
+def forward(key: Array, target: Target, route: Schedule, *, chains: int, leaps: int) -> Run:
     """Return weights of chains from the start to the target: E[exp(log_weights)] = Z."""
-    keys = jax.random.split(key, schedule.beta.shape[0])
-    return _forward(keys, target, jax.tree.map(jnp.asarray, schedule), chains, leaps)
+    start_key, move_key = jax.random.split(key)
+    states = draw(jax.random.split(start_key, route.beta.shape[0]), target, chains)
+    rise = np.diff(route.beta, axis=1)
+    plan = _Plan(*map(jnp.asarray, (route.beta[:, 1:], route.step, rise, np.zeros_like(rise))))
+    return _run(move_key, target, states, plan, leaps)
 
 
 def backward(
-    key: Array,
-    target: Target,
-    schedule: Schedule,
-    states: Float[Array | np.ndarray, "stack chain *unit coordinate"],
-    *,
-    leaps: int,
+    key: Array, target: Target, route: Schedule, states: Float[Array, "stack chain *unit coordinate"], *, leaps: int
 ) -> Run:
     """Return weights of chains from exact draws `states` of the target to the start: E[exp(-log_weights)] = 1/Z."""
-    keys = jax.random.split(key, schedule.beta.shape[0])
-    return _backward(keys, target, jax.tree.map(jnp.asarray, schedule), jnp.asarray(states), leaps)
+    rise = np.diff(route.beta, axis=1)
+    plan = _Plan(*(jnp.asarray(part[:, ::-1]) for part in (route.beta[:, 1:], route.step, np.zeros_like(rise), rise)))
+    return _run(key, target, states, plan, leaps)
+
+
+def _run(key: Array, target: Target, states: Array, plan: _Plan, leaps: int) -> Run:
+    keys = jax.random.split(key, states.shape[0])
+    weights, states, record = _follow(keys, target, states, plan, jnp.zeros((), states.dtype), leaps)
+    return Run(weights, record.acceptance, states)

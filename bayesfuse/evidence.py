@@ -137,24 +137,23 @@ def importance(
         For an empty list, fewer than two draws, or a share outside (0, 1).
     """
     _check("importance", items, start, defence, num_draws=num_draws)
-    batches = -(-num_draws // _DRAWS)
     results: list[Evidence | None] = [None] * len(items)
     with precision(items[0].power):
         for indices, stack in _stacks(items, start, defence, _DRAWS):
-            key, draw = jax.random.split(key)
-            keys = jax.random.split(draw, len(indices) * batches).reshape(len(indices), batches)
-            weights = np.asarray(_weigh(keys, stack, min(num_draws, _DRAWS)), np.float64)
+            parts = []
+            for _ in range(-(-num_draws // _DRAWS)):
+                key, draw = jax.random.split(key)
+                states = _annealing.draw(jax.random.split(draw, len(indices)), stack, _DRAWS)
+                parts.append(np.asarray(_weigh(stack, states), np.float64))
+            weights = np.concatenate(parts, axis=1)[:, :num_draws]
             for i, row in zip(indices, weights, strict=True):
-                results[i] = _summary(items[i], row.reshape(-1, *row.shape[2:])[:num_draws])
+                results[i] = _summary(items[i], row)
     return [r for r in results if r is not None]
 
 
 @eqx.filter_jit
-def _weigh(keys: Array, stack: Path, draws: int) -> Float[Array, "stack batch draw *unit"]:
-    def single(keys: Array, path: Path) -> Array:
-        return jax.lax.map(lambda key: path.extra(path.draw(key, draws)), keys)
-
-    return eqx.filter_vmap(single)(keys, stack)
+def _weigh(stack: Path, states: Array) -> Float[Array, "stack draw *unit"]:
+    return eqx.filter_vmap(lambda path, state: path.extra(state))(stack, states)
 
 
 def annealed(
@@ -207,14 +206,14 @@ def annealed(
         for indices, stack in _stacks(items, start, defence, num_chains):
             key, pilot, go, back = jax.random.split(key, 4)
             settings: dict[str, int] = {"chains": num_chains, "leaps": num_leaps}
-            schedule = _annealing.plan(pilot, stack, len(indices), temperatures=num_temperatures, **settings)
-            run = _annealing.forward(go, stack, schedule, **settings)
+            route = _annealing.schedule(pilot, stack, len(indices), temperatures=num_temperatures, **settings)
+            run = _annealing.forward(go, stack, route, **settings)
             reverse = None
             if truths is not None:
                 logs = np.stack([_padded_truth(items[i], stack, truths[i]) for i in indices])
                 states = eqx.filter_vmap(lambda path, row: path.coordinates(row[None]))(stack, logs)
                 states = np.repeat(states, num_chains, 1)
-                reverse = _annealing.backward(back, stack, schedule, states, leaps=num_leaps).log_weights
+                reverse = _annealing.backward(back, stack, route, states, leaps=num_leaps).log_weights
             for position, i in enumerate(indices):
                 upper = None if reverse is None else np.asarray(reverse[position], np.float64)
                 acceptance = float(np.mean(run.acceptance[position]))
