@@ -22,6 +22,7 @@ from bayesfuse import _arrays, audio
 from bayesfuse._streaming import pieces
 from bayesfuse.features import FeatureConfig, FeaturePipeline, Inputs, fit_features, mean_power, spectra
 from bayesfuse.fusion import Bands, Gram, fuse, fuse_blocks, gram
+from bayesfuse.mixture_mapping import MixtureMapping
 from bayesfuse.neural import FusionNetwork, NetworkConfig, Trained, TrainingSet, frame_weights, train
 from bayesfuse.rules import positions
 from bayesfuse.transforms import STFT
@@ -48,7 +49,7 @@ class Applied(NamedTuple):
 
 
 class NetworkRule(eqx.Module):
-    """Fusion weights per frame from a network, for the separators it was trained with ([JVR16] V).
+    """Fusion weights per frame from a network or a mixture, for the separators it was trained with ([JVR16] V, VIII).
 
     Attributes
     ----------
@@ -64,7 +65,7 @@ class NetworkRule(eqx.Module):
         How it came about, JSON-ready: settings, validation SDR, versions.
     """
 
-    network: FusionNetwork
+    network: FusionNetwork | MixtureMapping
     pipeline: FeaturePipeline
     separators: tuple[str, ...] = eqx.field(static=True, converter=tuple)
     sources: tuple[str, ...] = eqx.field(static=True, converter=tuple)
@@ -212,7 +213,7 @@ class NetworkRule(eqx.Module):
             "sources": self.sources,
             "rate": self.rate,
             "bands": bands,
-            "hidden": self.network.hidden,
+            **_size(self.network),
             "record": self.record,
             **features,
         }
@@ -241,8 +242,7 @@ class NetworkRule(eqx.Module):
         bands = None if about["bands"] is None else Bands(**about["bands"])
         shape = (len(about["sources"]), bands.count if bands else 1, len(about["separators"]))
         pipeline = FeaturePipeline.from_parts(groups["pipeline"], about)
-        blank = FusionNetwork(jax.random.key(0), pipeline.num_features, about["hidden"], shape)
-        network = _arrays.with_leaves(blank, groups["network"])
+        network = _arrays.with_leaves(_blank(about, pipeline.num_features, shape), groups["network"])
         rule = cls(network, pipeline, about["separators"], about["sources"], about["rate"], bands, about["record"])
         if separators is None or tuple(separators) == rule.separators:
             return rule
@@ -283,6 +283,19 @@ class NetworkRule(eqx.Module):
                 f"there are no files for {missing}."
             )
         return [[estimates[s][j] for j in self.sources] for s in self.separators]
+
+
+def _size(network: FusionNetwork | MixtureMapping) -> dict[str, Any]:
+    """What `_blank` must know to make one of the same size."""
+    if isinstance(network, MixtureMapping):
+        return {"components": network.num_components}
+    return {"hidden": network.hidden}
+
+
+def _blank(about: Mapping[str, Any], num_features: int, shape: tuple[int, int, int]) -> FusionNetwork | MixtureMapping:
+    if "components" in about:
+        return MixtureMapping.uniform(about["components"], num_features, shape)
+    return FusionNetwork(jax.random.key(0), num_features, about["hidden"], shape)
 
 
 class Recording(NamedTuple):

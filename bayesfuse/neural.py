@@ -7,7 +7,7 @@ separation", IEEE/ACM Trans. Audio, Speech, Lang. Process., 24(7), 2016.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
@@ -28,7 +28,10 @@ from bayesfuse._training import Training as Training
 from bayesfuse.fusion import Gram, squared_error
 from bayesfuse.network_costs import Cost, around_reference
 from bayesfuse.simplex_qp import oracle_weights
-from bayesfuse.training_set import TrainingSet
+from bayesfuse.training_set import TrainingSet, check_alike
+
+# From features [frame, feature] to log weights [frame, source, band, model]: a network, or another pytree that is one.
+FrameMap = Callable[[Any], Any]
 
 # Frames that go through the network at a time: bounds the memory of wide layers.
 _CHUNK = 4096
@@ -279,12 +282,7 @@ def train(
         If the two sets do not match, or the checkpoint is of another training.
     """
     config = NetworkConfig() if config is None else config
-    if examples.heads != validation.heads or examples.features.shape[1] != validation.features.shape[1]:
-        raise ValueError(
-            f"train got examples with {examples.features.shape[1]} features and (source, band, model) = "
-            f"{examples.heads}, but a validation set with {validation.features.shape[1]} and {validation.heads}; both "
-            "must be of the same."
-        )
+    check_alike("train", examples, validation)
     file = None if checkpoint is None else Path(checkpoint)
     identity = "" if file is None else _identity(key, examples, validation, config, initial_weights)
     data, score = _batches(examples, config), _Score.of(validation)
@@ -316,14 +314,14 @@ def train(
     return Trained(network, history, -best)
 
 
-def evaluate(network: FusionNetwork, examples: TrainingSet) -> Float[np.ndarray, "recording source"]:
+def evaluate(network: FrameMap, examples: TrainingSet) -> Float[np.ndarray, "recording source"]:
     """SDR in dB of each recording and source, from the Grams of its frames; NaN for a silent source."""
     with precision():
         return np.asarray(_recording_sdr(network, _Score.of(examples)))
 
 
 def frame_weights(
-    network: FusionNetwork, features: Float[np.ndarray, "frame feature"]
+    network: FrameMap, features: Float[np.ndarray, "frame feature"]
 ) -> Float[np.ndarray, "frame source band model"]:
     """Fusion weights of each frame, on the simplex over the models, float32."""
     # Padded to few lengths: every new one is a compilation.
@@ -350,13 +348,13 @@ class _Score(eqx.Module):
             fields = jax.tree.map(jnp.asarray, (examples.features, errors, energy, examples.recording))
             return cls(fields[0], fields[1], fields[2], fields[3], examples.num_recordings)
 
-    def __call__(self, network: FusionNetwork) -> float:
+    def __call__(self, network: FrameMap) -> float:
         values = np.asarray(_recording_sdr(network, self))
         return -float(np.nanmean(values)) if np.isfinite(values).any() else np.nan
 
 
 @eqx.filter_jit
-def _recording_sdr(network: FusionNetwork, data: _Score) -> Float[Array, "recording source"]:
+def _recording_sdr(network: FrameMap, data: _Score) -> Float[Array, "recording source"]:
     errors = squared_error(jnp.exp(_log_weights(network, data.features)), data.errors).sum(axis=-1)
     sums = [jax.ops.segment_sum(x, data.recording, data.count) for x in (data.energy, errors)]
     # A perfect estimate is worth as much as single precision tells apart.
@@ -365,7 +363,7 @@ def _recording_sdr(network: FusionNetwork, data: _Score) -> Float[Array, "record
 
 
 @eqx.filter_jit
-def _log_weights(network: FusionNetwork, features: Any) -> Float[Array, "frame source band model"]:
+def _log_weights(network: FrameMap, features: Any) -> Float[Array, "frame source band model"]:
     if len(features) <= _CHUNK:
         return network(features)
     return jax.lax.map(network, features, batch_size=_CHUNK)

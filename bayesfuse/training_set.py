@@ -119,3 +119,13 @@ class TrainingSet(eqx.Module):
         frames = _arrays.read(Path(path), _KIND)[0]["frames"]
         g = Gram(frames["energy"], frames["cross"], frames["gram"])
         return cls(frames["features"], g, frames["recording"])
+
+
+def check_alike(caller: str, examples: TrainingSet, validation: TrainingSet) -> None:
+    """Raise unless both sets are of the same features, sources, bands and models."""
+    if examples.heads != validation.heads or examples.features.shape[1] != validation.features.shape[1]:
+        raise ValueError(
+            f"{caller} got examples with {examples.features.shape[1]} features and (source, band, model) = "
+            f"{examples.heads}, but a validation set with {validation.features.shape[1]} and {validation.heads}; both "
+            "must be of the same."
+        )
