@@ -1,4 +1,4 @@
-"""Experiments: what a record says, and that whatever happens on the way every record is there exactly once."""
+"""Experiments: what a record says, when it is computed again, and the command line."""
 
 import dataclasses
 import importlib
