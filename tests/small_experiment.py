@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
+from bayesfuse.records import open_records
+
 RATE = 2000
 NAMES = ("a", "b", "c", "d")
 
@@ -85,6 +87,17 @@ def make(
 def write(path: Path, signal: np.ndarray) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     soundfile.write(path, signal, RATE, subtype="FLOAT")
+
+
+def times(folder):
+    return {path.name: path.stat().st_mtime_ns for path in (folder / "records").rglob("*")}
+
+
+def complete(folder, names=NAMES):
+    """Every record is there, whole and once, and nothing else."""
+    assert sorted(times(folder)) == sorted(f"{name}.nc" for name in names)
+    assert [record.name for record in open_records(folder)] == list(names)
+    assert open_records(folder).errors == {}
 
 
 def touch_or_die(task: tuple[str, str]) -> str:
