@@ -213,7 +213,7 @@ def test_the_number_of_components_is_chosen_on_the_validation_set():
     assert trained.scores[best] == pytest.approx(np.mean(evaluate(trained.mapping, validation)), abs=1e-4)
     # The features tell which estimate is good.
     assert trained.scores[3] > trained.scores[1] + 3
-    # Features that say nothing: static fusion need not be better, but there is nothing to win.
+    # The same seed gives the same mapping.
     assert same(trained.mapping, train_mixture(examples, validation, components=(1, 3, 6), seed=1).mapping)
 
 
