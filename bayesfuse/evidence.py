@@ -212,7 +212,7 @@ def annealed(
             if truths is not None:
                 logs = np.stack([_padded_truth(items[i], stack, truths[i]) for i in indices])
                 states = eqx.filter_vmap(lambda path, row: path.coordinates(row[None]))(stack, logs)
-                states = np.repeat(states, num_chains, 1)
+                states = jnp.repeat(states, num_chains, 1)
                 reverse = _annealing.backward(back, stack, route, states, leaps=num_leaps).log_weights
             for position, i in enumerate(indices):
                 upper = None if reverse is None else np.asarray(reverse[position], np.float64)

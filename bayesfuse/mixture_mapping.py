@@ -226,7 +226,8 @@ def _fit_gaussians(
         # Any mixture will do, one that has not settled or has components without frames, too.
         warnings.simplefilter("ignore", ConvergenceWarning)
         gaussians.fit(frames.astype(np.float64))
-    logs = (np.log(gaussians.weights_), gaussians.means_, -np.log(gaussians.covariances_))
+    weights, means, variances = (np.asarray(v) for v in (gaussians.weights_, gaussians.means_, gaussians.covariances_))
+    logs = (np.log(weights), means, -np.log(variances))
     mapping = MixtureMapping.uniform(count, frames.shape[1], shape)
     with precision():
         fields = [jnp.asarray(field, jnp.float32) for field in logs]
