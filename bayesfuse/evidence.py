@@ -11,8 +11,8 @@ Two samplers, on the problems of `evidence_problem`:
 
 Both work on a list of problems at a time (orders, recordings); those of similar size run side by side, and frames and
 chains are axes. With fixed dictionaries frames are independent, and there is one evidence per frame. With a learned
-dictionary there is one for the recording; a variational posterior covers one of K! relabellings of its K components, and
-is no place to start from.
+dictionary there is one for the recording; a variational posterior covers one of K! relabellings of its K components,
+and is no place to start from.
 
     q = inference.fit(power, ...)
     found = evidence.annealed(key, evidence.of_fit(power, q))
