@@ -5,14 +5,14 @@ Two samplers, on the problems of `evidence_problem`:
 `importance`
     independent draws from the variational posterior, weighted: cheap, and worth what its effective sample size says;
 `annealed`
-    chains that move from the variational posterior, or from the prior, to the posterior: careful. For recordings drawn
+    chains that move from the prior, or from the variational posterior, to the posterior: careful. For recordings drawn
     from the model, chains that go back from the factors they were drawn with bound the evidence from above, so that
     nothing about convergence has to be believed.
 
 Both work on a list of problems at a time (orders, recordings); those of similar size run side by side, and frames and
 chains are axes. With fixed dictionaries frames are independent, and there is one evidence per frame. With a learned
-dictionary there is one for the recording; a variational posterior covers one of K! relabellings of its K components, so
-that chains should then start from the prior.
+dictionary there is one for the recording; a variational posterior covers one of K! relabellings of its K components,
+and is no place to start from.
 
     q = inference.fit(power, ...)
     found = evidence.annealed(key, evidence.of_fit(power, q))
@@ -27,7 +27,7 @@ Carlo", arXiv:1511.02543, 2015.
 
 import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, get_args
 
 import equinox as eqx
@@ -163,9 +163,9 @@ def annealed(
     num_chains: int = 16,
     num_temperatures: int = 200,
     num_leaps: int = 5,
-    start: Start | None = None,
+    start: Start = "prior",
     defence: float = 0.02,
-    truths: Sequence[Float[np.ndarray, "*unit coordinate"]] | None = None,
+    truths: Sequence[Float[np.ndarray, "..."] | None] | None = None,
 ) -> list[Evidence]:
     """Return evidences by annealed importance sampling with Hamiltonian moves ([N01]).
 
@@ -184,12 +184,13 @@ def annealed(
     num_leaps
         Leapfrog steps of a move.
     start
-        ``"posterior"``, the default for fixed dictionaries: from the variational posterior; ``"prior"``, the default
-        for learned ones.
+        ``"prior"``, or ``"posterior"``: from the variational one, which is nearer and yet took longer wherever it was
+        measured, for its mode is one of many.
     defence
         Share of the prior in a start from the posterior, of every factor.
     truths
-        `Problem.state` of the factors that each mixture was drawn with: for `Evidence.upper` ([GGA15]).
+        `Problem.state` of the factors that each mixture was drawn with, for `Evidence.upper` ([GGA15]); None for
+        problems of which they are not known, such as those of another order.
 
     Raises
     ------
@@ -209,13 +210,14 @@ def annealed(
             route = _annealing.schedule(pilot, stack, len(indices), temperatures=num_temperatures, **settings)
             run = _annealing.forward(go, stack, route, **settings)
             reverse = None
-            if truths is not None:
+            if truths is not None and any(truths[i] is not None for i in indices):
                 logs = np.stack([_padded_truth(items[i], stack, truths[i]) for i in indices])
                 states = eqx.filter_vmap(lambda path, row: path.coordinates(row[None]))(stack, logs)
                 states = jnp.repeat(states, num_chains, 1)
                 reverse = _annealing.backward(back, stack, route, states, leaps=num_leaps).log_weights
             for position, i in enumerate(indices):
-                upper = None if reverse is None else np.asarray(reverse[position], np.float64)
+                known = reverse is not None and truths is not None and truths[i] is not None
+                upper = np.asarray(reverse[position], np.float64) if reverse is not None and known else None
                 acceptance = float(np.mean(run.acceptance[position]))
                 results[i] = _summary(items[i], np.asarray(run.log_weights[position], np.float64), upper, acceptance)
     return [r for r in results if r is not None]
@@ -228,18 +230,20 @@ def _summary(
     frames = item.power.shape[0] if item.dictionary is not None else 1
     offset = float(item.offset) * frames
     count = log_weights.shape[0]
-    size = np.exp(2 * logsumexp(log_weights, axis=0) - logsumexp(2 * log_weights, axis=0))
+    total = _log_sum(log_weights)
+    size = np.exp(2 * total - _log_sum(2 * log_weights))
     error = np.sqrt(np.maximum(count / size - 1, 0.0) / (count - 1))
-    upper = None if reverse is None else np.asarray(math.log(count) - logsumexp(-reverse, axis=0) + offset)
-    value = np.asarray(logsumexp(log_weights, axis=0) - math.log(count) + offset)
+    upper = None if reverse is None else np.asarray(math.log(count) - _log_sum(-reverse) + offset)
+    value = np.asarray(total - math.log(count) + offset)
     return Evidence(value, np.asarray(error), np.asarray(size), log_weights + offset, upper, acceptance)
 
 
-def _stacks(
-    items: Sequence[Problem], start: Start | None, defence: float, lanes: int
-) -> Iterator[tuple[list[int], Path]]:
+def _log_sum(values: Float[np.ndarray, "draw *unit"]) -> Float[np.ndarray, "*unit"]:
+    return np.asarray(logsumexp(values, axis=0))
+
+
+def _stacks(items: Sequence[Problem], start: Start, defence: float, lanes: int) -> Iterator[tuple[list[int], Path]]:
     """Problems of like shape side by side, the smaller orders padded, as many at a time as fit into memory."""
-    chosen: Callable[[Problem], Start] = lambda item: start or ("posterior" if item.dictionary is None else "prior")  # noqa: E731
     kinds: dict[Any, list[int]] = {}
     for i, item in enumerate(items):
         fixed = item.weights.shape[1] if item.dictionary is not None else None
@@ -256,7 +260,7 @@ def _stacks(
                 part = together[first : first + size]
                 padded = [items[i].padded(largest) for i in part]
                 stack = jax.tree.map(lambda *leaves: jnp.stack(leaves), *padded)
-                yield part, _paths(stack, chosen(items[part[0]]), defence)
+                yield part, _paths(stack, start, defence)
             members = members[len(together) :]
 
 
@@ -265,11 +269,12 @@ def _paths(stack: Problem, start: Start, defence: float) -> Path:
     return eqx.filter_vmap(lambda problem: path(problem, start, defence))(stack)
 
 
-def _padded_truth(item: Problem, stack: Path, truth: np.ndarray) -> np.ndarray:
-    """Coordinates of the padded problem; idle ones at a value that the start may draw."""
+def _padded_truth(item: Problem, stack: Path, truth: np.ndarray | None) -> np.ndarray:
+    """Logarithms of the factors of the padded problem; 0 where they are idle or not known."""
     have, want = item.components, stack.problem.activations.shape.shape[-1]
     frames, freq = item.power.shape
     expected = (frames, have) if item.dictionary is None else (freq * item.learned + frames * have,)
+    truth = np.zeros(expected) if truth is None else truth
     if np.shape(truth) != expected:
         raise ValueError(f"a truth has shape {np.shape(truth)}: expected {expected}, as Problem.state returns it.")
     widen = functools.partial(np.pad, pad_width=((0, 0), (0, want - have)))
@@ -281,10 +286,10 @@ def _padded_truth(item: Problem, stack: Path, truth: np.ndarray) -> np.ndarray:
     return np.concatenate([widen(columns).ravel(), widen(rows).ravel()])
 
 
-def _check(name: str, items: Sequence[Problem], start: Start | None, defence: float, **counts: int) -> None:
+def _check(name: str, items: Sequence[Problem], start: Start, defence: float, **counts: int) -> None:
     if len(items) == 0:
         raise ValueError(f"{name} got no problem: build them with evidence.problems or evidence.of_fit.")
-    if start is not None and start not in get_args(Start):
+    if start not in get_args(Start):
         raise ValueError(f"{name} got start={start!r}: expected one of {', '.join(get_args(Start))}.")
     if not 0 < defence < 1:
         raise ValueError(f"{name} got defence={defence}: expected a share between 0 and 1, such as 0.02.")

@@ -66,7 +66,7 @@ def measure(
     chosen = sounding[np.linspace(0, len(sounding) - 1, frames).round().astype(int)]
     # Frames of the cut are frames of the mixture, see `_separations.separate`.
     at = chosen + mixture.segment[0] // TRANSFORM.hop - MARGIN
-    power = TRANSFORM.power(TRANSFORM.analysis(mixture.mixture[0]))
+    power = np.asarray(TRANSFORM.power(TRANSFORM.analysis(mixture.mixture[0])))
     noise = single.noise_dictionary(mixture, TRANSFORM)
     explicit = dataclasses.replace(separations.settings, variant="explicit")
     problems, bounds, others = [], [], []
@@ -78,9 +78,7 @@ def measure(
         others.append(fit_joint(power, [[dictionary], [noise]], explicit).free_energy.per_frame()[at])
     cheap = evidence.importance(jax.random.key(0), problems)
     start = time.process_time()
-    careful = evidence.annealed(
-        jax.random.key(1), problems, start="prior", num_chains=chains, num_temperatures=temperatures
-    )
+    careful = evidence.annealed(jax.random.key(1), problems, num_chains=chains, num_temperatures=temperatures)
     seconds = time.process_time() - start
     some = jax.tree.map(lambda field: np.asarray(field[chosen], np.float64), per_frame)
     whole = per_frame.sum()
@@ -229,14 +227,14 @@ def fusion_table(train: Corpus, test: Corpus) -> str:
 
     rows: dict[str, tuple[np.ndarray, np.ndarray | None]] = {
         "best single order of the validation mixtures": (reference, reference_frames),
-        "mean": tuple(np.asarray(sdr(fusion.mean_weights(count), part)) for part in (g, total)),  # type: ignore[dict-item]
+        "mean": (np.asarray(sdr(fusion.mean_weights(count), g)), np.asarray(sdr(fusion.mean_weights(count), total))),
     }
     for name, label in CRITERIA.items():
         fit_on, totals = train.totals(name), test.totals(name)
         frames = np.moveaxis(test.criteria[name], 1, -1)
         rows[f"selection by {label}"] = (
             np.asarray(sdr(fusion.select_weights(totals), g)),
-            framed(fusion.select_weights(frames)),
+            framed(np.asarray(fusion.select_weights(frames))),
         )
         beta = fusion.learn_beta(train.whole, fit_on, train.lengths)
         rows[f"average by {label}, beta {beta:.3g}"] = (
@@ -307,7 +305,8 @@ def main(arguments: list[str] | None = None) -> None:
             parts = {"val": options.validation, "test": options.mixtures}
             corpora = {s: Corpus(records(s, n, data, separations, store, options)) for s, n in parts.items()}
             train, test = corpora["val"], corpora["test"]
-            gap = learn_gap(*(np.moveaxis(train.criteria[name], 1, -1) for name in ("marginal", "evidence")), ORDERS)
+            bound, sampled = (np.moveaxis(train.criteria[name], 1, -1) for name in ("marginal", "evidence"))
+            gap = learn_gap(bound, sampled, ORDERS)
             for corpus in corpora.values():
                 corpus.correct(gap)
             found = train.records + test.records
@@ -322,8 +321,8 @@ def speech_and_noise(data: MiniChime, separations: Separations) -> tuple[list[np
     """Dictionaries of all orders of the first speaker, and of the background of one mixture."""
     mixture = data.mixtures("test", True)[0]
     separations.dictionaries.train()
-    speech = [dictionary.weights for dictionary in separations.dictionaries.of(mixture)]
-    return speech, single.noise_dictionary(mixture, TRANSFORM).weights
+    speech = [np.asarray(dictionary.weights) for dictionary in separations.dictionaries.of(mixture)]
+    return speech, np.asarray(single.noise_dictionary(mixture, TRANSFORM).weights)
 
 
 if __name__ == "__main__":

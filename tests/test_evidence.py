@@ -62,7 +62,7 @@ def test_frames_of_the_golden_table(frames):
     """Exact evidences per frame, by quadrature: from the prior, and by independent draws from there."""
     items, exact, bounds = frames
     assert np.all(bounds <= exact + 1e-9)
-    found = evidence.annealed(jax.random.key(0), items, num_chains=32, num_temperatures=40, start="prior")
+    found = evidence.annealed(jax.random.key(0), items, num_chains=32, num_temperatures=40)
     assert agree(found, exact) < 0.2
     assert all(0.5 < e.acceptance < 0.95 for e in found)
     found = evidence.importance(jax.random.key(1), items, num_draws=20000, start="prior")
@@ -124,7 +124,7 @@ def test_one_component_by_quadrature_in_single_precision(shape):
     prior = make_prior([[1]], b=shape, noise=1e-4, dtype=np.float32)
     fit = inference.fit(power, inference.start(power, [[weights]], prior), prior)
     (item,) = evidence.of_fit(power, fit)
-    (found,) = evidence.annealed(jax.random.key(0), [item], num_chains=64, num_temperatures=30, start="prior")
+    (found,) = evidence.annealed(jax.random.key(0), [item], num_chains=64, num_temperatures=30)
     unit = fit.scale**2
     exact = np.array([one_bin(p / unit, 1e-4, shape, float(weights[0, 0])) for p in power[0]]) - np.log(unit)
     agree([found], exact[None])
@@ -161,7 +161,7 @@ def test_log_densities_are_those_of_the_numpyro_program(drawn):
     for item, truth, sim, prior, *_ in drawn:
         with jax.enable_x64(True):
             route = path(item, "prior", 0.1)
-            state = route.coordinates(truth[None])
+            state = route.coordinates(jax.numpy.asarray(truth[None]))
             np.testing.assert_allclose(route.logs(state)[0], truth, atol=1e-9)
             ours = float(np.sum(route.log_likelihood(state)))
             # `base` is a density of coordinates, NumPyro's one of factors: the volume is the slope of both logarithms.
@@ -196,7 +196,8 @@ def test_brackets_close_on_recordings_drawn_from_the_model(drawn):
     """Forward and reverse bound the same number; idle components of a larger order change neither."""
     for item, truth, _, _, free, dictionary in drawn:
         settings = {"num_chains": 32, "num_temperatures": 60}
-        (found,) = evidence.annealed(jax.random.key(0), [item], truths=[truth], **settings)
+        found, other = evidence.annealed(jax.random.key(0), [item, item], truths=[truth, None], **settings)
+        assert other.upper is None
         width = np.sum(found.upper - found.value)
         assert abs(width) < 4 * found.total_error + 0.3
         assert free.sum() + dictionary < found.total + 4 * found.total_error
