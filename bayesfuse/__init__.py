@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from bayesfuse.distributions import GeneralizedInverseGaussian as GeneralizedInverseGaussian
     from bayesfuse.estimates import draw as draw
     from bayesfuse.estimates import moments as moments
+    from bayesfuse.experiments import load_config as load_config
+    from bayesfuse.experiments import run_experiment as run_experiment
     from bayesfuse.fusion import mean_weights as mean_weights
     from bayesfuse.fusion import select_weights as select_weights
     from bayesfuse.fusion import vb_weights as vb_weights
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
     from bayesfuse.metrics import si_sdr as si_sdr
     from bayesfuse.metrics import si_sir as si_sir
     from bayesfuse.nmf import NMF as NMF
+    from bayesfuse.records import open_records as open_records
     from bayesfuse.results import Result as Result
     from bayesfuse.rules import load_rule as load_rule
     from bayesfuse.separation import separate as separate
@@ -85,13 +88,16 @@ _HOMES = {
     "gram": "grams",
     "joint_vb_nmf": "separators.vb_nmf",
     "learn_vb": "bayesian",
+    "load_config": "experiments",
     "load_rule": "rules",
     "make_prior": "vbnmf",
     "mean_weights": "fusion",
     "ml_nmf": "separators.ml_nmf",
     "moments": "estimates",
+    "open_records": "records",
     "oracle_weights": "simplex_qp",
     "read": "audio",
+    "run_experiment": "experiments",
     "sdr": "metrics",
     "select_weights": "fusion",
     "separate": "separation",
@@ -119,6 +125,8 @@ _MODULES = {
     "distributions",
     "estimates",
     "evaluating",
+    "evidence",
+    "experiments",
     "features",
     "fusing",
     "fusion",
@@ -130,6 +138,7 @@ _MODULES = {
     "mask_networks",
     "masks",
     "metrics",
+    "mixture_mapping",
     "model",
     "neural",
     "nmf",

@@ -9,7 +9,8 @@ orders, separated by `_separations.py` with cross-fitted dictionaries, are fused
     single models, their mean, the best single and static weights learned on training mixtures
     free energies: selection and average, per signal and per frame, with learned prior and temperature, and the
         library's extensions, one switch each; stacking and pseudo-BMA+, which need no training
-    networks: the four costs of the paper, and the SDR of the mini-batch and of the utterance
+    networks: the four costs of the paper, and the SDR of the mini-batch and of the utterance; a Gaussian mixture in the
+        place of the network, on principal components
     oracles: selection, and fusion per signal, per frame, per frame and band
 
 Rules are learned on the training mixtures; what the network is told, and its architecture, are those that do best on
@@ -27,7 +28,7 @@ import hashlib
 import itertools
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -43,6 +44,7 @@ from bayesfuse.bayesian import learn_vb
 from bayesfuse.datasets import MiniChime
 from bayesfuse.fusion import best_weights, mean_weights, select_weights, squared_error
 from bayesfuse.grams import Bands, Gram, gram, sdr
+from bayesfuse.mixture_mapping import train_mixture
 from bayesfuse.network_costs import Cost
 from bayesfuse.neural import NetworkConfig, Training, TrainingSet
 from bayesfuse.simplex_qp import oracle_weights
@@ -219,6 +221,8 @@ VARIANTS = {
     "32 log bands, relative": Variant(RELATIVE, REGULAR),
     "relative, free energies": Variant(RELATIVE | {"free_energy": True}, REGULAR),
 }
+# A mixture of Gaussians needs few features.
+COMPONENTS = "32 log bands, components"
 # Those of the VB models tell nothing about the others.
 WITHOUT_ENERGIES = {"relative, free energies": "32 log bands, relative"}
 
@@ -250,12 +254,12 @@ class Learned(NamedTuple):
     """A trained network with its features, and how it does on the mixtures of training and of validation, in dB."""
 
     pipeline: features.FeaturePipeline
-    network: neural.FusionNetwork
+    network: neural.FrameMap
     training: dict[str, float]  # static fusion, network, oracle per frame
     validation: dict[str, float]
 
 
-def standing(examples: TrainingSet, network: neural.FusionNetwork, static: np.ndarray) -> dict[str, float]:
+def standing(examples: TrainingSet, network: neural.FrameMap, static: np.ndarray) -> dict[str, float]:
     """Mean SDR of static fusion, a network and the oracle per frame, from scalar products."""
     best = np.asarray(oracle_weights(examples.gram))
     found = {"static": np.broadcast_to(static, best.shape), "oracle": best}
@@ -316,10 +320,7 @@ class Networks:
     def train(self, name: str, kind: str, costs: Sequence[Cost | None] = (None,)) -> list[Learned]:
         """A variant trained with its own cost (None), or with others."""
         pipeline, train, validation = self.sets(name, kind)
-        whole = jax.tree.map(
-            lambda field: np.stack([x.sum((0, 1, 2)) for x in np.split(field, _starts(train))]), train.gram
-        )
-        static = np.asarray(static_weights(whole, loss="sdr"))
+        static = _static(train)
         learned = []
         for cost in costs:
             config = VARIANTS[name].config
@@ -347,13 +348,22 @@ class Networks:
             )
         return learned
 
+    def mixture(self, name: str, kind: str) -> Learned:
+        """A Gaussian mixture on the features of a variant, each utterance counting alike."""
+        pipeline, train, validation = self.sets(name, kind)
+        mapping = train_mixture(train, validation, weighting="recordings", progress=True).mapping
+        static = _static(train)
+        return Learned(pipeline, mapping, *(standing(part, mapping, static) for part in (train, validation)))
 
-def _starts(examples: TrainingSet) -> np.ndarray:
-    """Where recordings begin, but for the first."""
-    return np.flatnonzero(np.diff(examples.recording)) + 1
+
+def _static(examples: TrainingSet) -> np.ndarray:
+    """Constant weights learned on the recordings of a set, for their SDR."""
+    starts = np.flatnonzero(np.diff(examples.recording)) + 1
+    whole = jax.tree.map(lambda field: np.stack([x.sum((0, 1, 2)) for x in np.split(field, starts)]), examples.gram)
+    return np.asarray(static_weights(whole, loss="sdr"))
 
 
-def ablation(trained: Mapping[Any, Learned]) -> str:
+def ablation(trained: dict[str, Learned]) -> str:
     """How much of the gap from static fusion to the oracle per frame networks close, on mixtures seen and not seen."""
 
     def share(level: dict[str, float]) -> str:
@@ -417,10 +427,12 @@ def evaluate(separations: Separations, options: argparse.Namespace, cache: Path)
         chosen = max(variants, key=lambda name: variants[name].validation["network"])
         for kind in KINDS:
             name = WITHOUT_ENERGIES.get(chosen, chosen) if kind == "ML-NMF" else chosen
-            trained = dict(zip(COSTS, trainer.train(name, kind, COSTS), strict=True))
+            costs = dict(zip(COSTS, trainer.train(name, kind, COSTS), strict=True))
+            trained = {f"network, {cost.upper().replace('_', ' ')}": found for cost, found in costs.items()}
+            trained["Gaussian mixture"] = trainer.mixture(COMPONENTS, kind)
             print(f"\n{kind}: {name}\n" + ablation(trained), flush=True)
-            for cost, found in trained.items():
-                networks[kind, f"network, {cost.upper().replace('_', ' ')}"] = found.pipeline, found.network
+            for rule, found in trained.items():
+                networks[kind, rule] = found.pipeline, found.network
 
     rows: dict[str, dict[str, list[float]]] = {kind: {} for kind in KINDS}
     grains: dict[str, str] = {}
