@@ -202,6 +202,11 @@ def annealed(
         raise ValueError(f"annealed got num_leaps={num_leaps}: a move has at least 1 leapfrog step.")
     if truths is not None and len(truths) != len(items):
         raise ValueError(f"annealed got {len(truths)} truths for {len(items)} problems: give one for each, or None.")
+    for item, truth in zip(items, truths or (), strict=bool(truths)):
+        if truth is not None and np.shape(truth) != _shape(item):
+            raise ValueError(
+                f"a truth has shape {np.shape(truth)}: expected {_shape(item)}, as Problem.state returns it."
+            )
     results: list[Evidence | None] = [None] * len(items)
     with precision(items[0].power):
         for indices, stack in _stacks(items, start, defence, num_chains):
@@ -260,27 +265,31 @@ def _stacks(items: Sequence[Problem], start: Start, defence: float, lanes: int) 
                 part = together[first : first + size]
                 padded = [items[i].padded(largest) for i in part]
                 stack = jax.tree.map(lambda *leaves: jnp.stack(leaves), *padded)
-                yield part, _paths(stack, start, defence)
+                yield part, _paths(stack, start, jnp.asarray(defence, stack.power.dtype))
             members = members[len(together) :]
 
 
 @eqx.filter_jit
-def _paths(stack: Problem, start: Start, defence: float) -> Path:
+def _paths(stack: Problem, start: Start, defence: Array) -> Path:
     return eqx.filter_vmap(lambda problem: path(problem, start, defence))(stack)
+
+
+def _shape(item: Problem) -> tuple[int, ...]:
+    """Of the coordinates of one draw."""
+    frames, freq = item.power.shape
+    if item.dictionary is None:
+        return frames, item.components
+    return (freq * item.learned + frames * item.components,)
 
 
 def _padded_truth(item: Problem, stack: Path, truth: np.ndarray | None) -> np.ndarray:
     """Logarithms of the factors of the padded problem; 0 where they are idle or not known."""
     have, want = item.components, stack.problem.activations.shape.shape[-1]
-    frames, freq = item.power.shape
-    expected = (frames, have) if item.dictionary is None else (freq * item.learned + frames * have,)
-    truth = np.zeros(expected) if truth is None else truth
-    if np.shape(truth) != expected:
-        raise ValueError(f"a truth has shape {np.shape(truth)}: expected {expected}, as Problem.state returns it.")
     widen = functools.partial(np.pad, pad_width=((0, 0), (0, want - have)))
-    values = np.asarray(truth, item.power.dtype)
+    values = np.asarray(np.zeros(_shape(item)) if truth is None else truth, item.power.dtype)
     if item.dictionary is None:
         return widen(values)
+    frames, freq = item.power.shape
     border = freq * item.learned
     columns, rows = values[:border].reshape(freq, -1), values[border:].reshape(frames, -1)
     return np.concatenate([widen(columns).ravel(), widen(rows).ravel()])

@@ -240,7 +240,7 @@ class Path(eqx.Module):
         return b.present / jnp.sqrt(1 + (1 - share) * at_start + share * b.tight)
 
 
-def path(problem: Problem, start: Start, defence: float) -> Path:
+def path(problem: Problem, start: Start, defence: Float[Array, ""] | float) -> Path:
     """Return the path from the prior, or from the variational posterior, to the posterior.
 
     Parameters
