@@ -1,7 +1,7 @@
 """Is the evidence any good? Free energy, evidence and quality of the separation, per utterance and per frame.
 
     python benchmarks/evidence.py --data ../shared/data/mini-chime
-    python benchmarks/evidence.py --data ../shared/data/mini-chime --mixtures 72 --frames 24 --out evidence.json
+    python benchmarks/evidence.py --data ../shared/data/mini-chime --frames 24 --out evidence.json
 
 [JVR16] finds that the free energy does not pick the best separator and blames the variational approximation. Here the
 evidence itself is sampled (`bayesfuse.evidence`), and takes the place of the free energy:
@@ -195,19 +195,31 @@ def correlation_table(test: Corpus) -> str:
     """Spearman's correlations over the orders, and the orders that each criterion picks."""
     singles = np.stack([np.asarray(sdr(w, test.whole)) for w in np.eye(len(ORDERS))], -1)
     frames = np.stack([np.asarray(sdr(w, test.sampled)) for w in np.eye(len(ORDERS))], -1)
-    best = [ORDERS[m] for m in singles.argmax(-1)]
-    body = []
-    for name, label in CRITERIA.items():
-        totals = test.totals(name)
+    reference = rank_correlations(test.totals("marginal"), singles)
+
+    def row(label: str, totals: np.ndarray, per_frame: np.ndarray | None) -> list[str]:
         utterances = rank_correlations(totals, singles)
-        per_frame = np.nanmean(rank_correlations(np.moveaxis(test.criteria[name], 1, -1), frames), axis=-1)
         picked = totals.argmax(-1)
-        counts = " ".join(f"{k}:{np.sum(np.array(ORDERS)[picked] == k)}" for k in ORDERS)
         lost = singles.max(-1) - singles[np.arange(len(picked)), picked]
-        body.append([label, interval(test, utterances), interval(test, per_frame), interval(test, lost), counts])
-    counts = " ".join(f"{k}:{best.count(k)}" for k in ORDERS)
-    header = ["", "rank correlation, utterances", "frames", "SDR lost by selection (dB)", "orders selected"]
-    return common.table(header, body, title=f"with the SDR, which is best at {counts}")
+        return [
+            label,
+            interval(test, utterances),
+            interval(test, utterances - reference),
+            "-" if per_frame is None else interval(test, np.nanmean(rank_correlations(per_frame, frames), axis=-1)),
+            interval(test, lost),
+            counts(picked),
+        ]
+
+    every = np.array([r["total"] for r in test.records])
+    body = [row("free energy, marginal, all frames", every, None)]
+    for name, label in CRITERIA.items():
+        body.append(row(label, test.totals(name), np.moveaxis(test.criteria[name], 1, -1)))
+    header = ["rank correlation", "utterances", "less marginal", "frames", "SDR lost by selection", "orders selected"]
+    return common.table(header, body, title=f"with the SDR (dB), which is best at {counts(singles.argmax(-1))}")
+
+
+def counts(picked: np.ndarray) -> str:
+    return " ".join(f"{order}:{np.sum(picked == m)}" for m, order in enumerate(ORDERS))
 
 
 def fusion_table(train: Corpus, test: Corpus) -> str:
@@ -269,8 +281,8 @@ def fusion_table(train: Corpus, test: Corpus) -> str:
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="the folder mini-chime")
-    parser.add_argument("--mixtures", type=int, default=24, help="test mixtures, of the 72 quick ones (default: 24)")
-    parser.add_argument("--validation", type=int, default=16, help="validation mixtures, of 48 (default: 16)")
+    parser.add_argument("--mixtures", type=int, default=72, help="test mixtures, of the 72 quick ones (default: 72)")
+    parser.add_argument("--validation", type=int, default=32, help="validation mixtures, of 48 (default: 32)")
     parser.add_argument("--frames", type=int, default=12, help="sampled frames of each mixture (default: 12)")
     parser.add_argument("--chains", type=int, default=4, help="of every frame and order (default: 4)")
     parser.add_argument("--temperatures", type=int, default=200, help="moves of a chain (default: 200)")
