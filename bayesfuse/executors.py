@@ -152,7 +152,7 @@ def workers(execution: "Execution", executor: Executor | None = None) -> Iterato
             return pools[-1]
 
         try:
-            yield Workers(renew(), _RESERVE * count, f"{count} processes of {_threads(each)}", renew)
+            yield Workers(renew(), _RESERVE * count, f"{_processes(count)} of {_threads(each)}", renew)
         finally:
             for pool in pools:
                 pool.shutdown(cancel_futures=True)
@@ -178,7 +178,7 @@ def _dask(execution: "Execution") -> Iterator[Workers]:
                     env=environment(each),
                 )
             )
-            statement = f"Dask, {execution.workers} processes of {_threads(each)} on this machine"
+            statement = f"Dask, {_processes(execution.workers)} of {_threads(each)} on this machine"
         else:
             where, statement = execution.address, f"Dask at {execution.address}, threads as its workers were started"
         client = stack.enter_context(distributed.Client(where))
@@ -199,6 +199,10 @@ def environment(threads: int) -> dict[str, str]:
         flags = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
         found["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}".strip()
     return found
+
+
+def _processes(count: int) -> str:
+    return "1 process" if count == 1 else f"{count} processes"
 
 
 def _threads(count: int) -> str:

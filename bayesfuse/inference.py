@@ -290,13 +290,6 @@ def _evaluate(power: Array, q: Posterior, prior: Prior, mask: Array) -> tuple[Fr
     return energy, tempered(energy, q, prior)
 
 
-@eqx.filter_jit
-def _conclude(
-    power: Array, q: Posterior, prior: Prior, mask: Array
-) -> tuple[Posterior, FreeEnergy, tuple[Scores, ...]]:
-    return conclude(power, q, prior, mask)
-
-
 def conclude(
     power: Float[Array, "freq frame"], q: Posterior, prior: Prior, mask: Float[Array, " frame"]
 ) -> tuple[Posterior, FreeEnergy, tuple[Scores, ...]]:
@@ -307,6 +300,9 @@ def conclude(
     else:
         scores = source_scores(power, q, prior, mask)
     return q, free_energy(power, q, prior, mask), scores
+
+
+_conclude = eqx.filter_jit(conclude)
 
 
 def fit(

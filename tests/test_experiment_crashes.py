@@ -120,7 +120,7 @@ def test_a_worker_that_dies_costs_nothing(tmp_path):
     killer.start()
     summary = run_experiment(config, out)
     killer.join()
-    assert sorted(summary.computed) == sorted(NAMES) and summary.statement == "1 processes of 1 thread each"
+    assert sorted(summary.computed) == sorted(NAMES) and summary.statement == "1 process of 1 thread each"
     complete(out)
 
 
