@@ -232,13 +232,18 @@ class FeaturePipeline(eqx.Module):
             Of every model in its new place.
         """
         config = self.config
-        inputs = np.arange(self.mean.size).reshape(2 * config.context + 1, self.num_rows, -1)
-        first = int(config.inputs != "estimates")
-        if config.inputs != "mixture":
-            estimates = inputs[:, first:].reshape(len(inputs), len(index), -1, inputs.shape[-1])[:, index]
-            inputs = np.concatenate([inputs[:, :first], estimates.reshape(len(inputs), -1, inputs.shape[-1])], axis=1)
+        offsets = 2 * config.context + 1
+        inputs = np.arange(self.mean.size).reshape(offsets, self.num_rows, -1)
+        # Rows that belong to no model come first.
+        shared = {"mixture": self.num_rows, "both": 1, "estimates": 0}[config.inputs]
+        if config.relative:
+            shared = 2 * self.num_rows // (len(index) + 2)
+        if shared < self.num_rows:
+            models = inputs[:, shared:].reshape(offsets, len(index), -1, inputs.shape[-1])[:, index]
+            inputs = np.concatenate([inputs[:, :shared], models.reshape(offsets, -1, inputs.shape[-1])], axis=1)
         order = inputs.ravel()
-        extra = np.arange(0 if self.extra_mean is None else self.extra_mean.size).reshape(len(index), -1)[index].ravel()
+        extra = np.arange(0 if self.extra_mean is None else self.extra_mean.size)
+        extra = extra.reshape(offsets, len(index), -1)[:, index].ravel()
         fields = {name: getattr(self, name) for name in _ARRAYS}
         for name in ("mean", "scale", "components"):
             fields[name] = None if fields[name] is None else fields[name][..., order]

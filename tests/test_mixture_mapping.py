@@ -11,10 +11,11 @@ from sklearn.mixture import GaussianMixture
 from small_networks import draw, same
 
 from bayesfuse.features import FeatureConfig, Inputs, fit_features
-from bayesfuse.fusion import Gram, oracle_weights, static_weights
+from bayesfuse.fusion import Gram, oracle_weights
 from bayesfuse.mixture_mapping import MixtureMapping, fit_weights, train_mixture
 from bayesfuse.network_rule import NetworkRule
 from bayesfuse.neural import TrainingSet, evaluate, frame_weights
+from bayesfuse.static import static_weights
 from bayesfuse.transforms import STFT
 
 

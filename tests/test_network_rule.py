@@ -117,6 +117,7 @@ def test_a_saved_rule_is_the_same_to_the_bit(rich, tmp_path):
         ({"free_energy": True, "num_components": 40, "share": 0.3}, (5, 4), 4),
         ({"inputs": "estimates", "num_components": None}, (5,), None),
         ({"inputs": "mixture", "num_components": None}, (5,), None),
+        ({"compression": "log", "relative": True, "num_components": None, "free_energy": True}, (5,), None),
     ],
 )
 def test_separators_in_another_order(tmp_path, settings, hidden, bands):
