@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from bayesfuse._labelled import DataArray, DataTree
+from bayesfuse._labelled import DataArray, Dataset, DataTree
 from bayesfuse._netcdf import UNREADABLE, encoding, replacing
 
 # Bytes of a block, and of the variables that are written whole.
@@ -79,7 +79,7 @@ def _write_zarr(tree: DataTree, small: DataTree, large: set[tuple[str, str]], pa
         raise ValueError(f"cannot write {path}: there is no folder {path.parent}; create it first.")
     temporary = path.with_name(f".{path.stem[:40]}-{secrets.token_hex(6)}.zarr")
     try:
-        small.to_zarr(temporary, consolidated=False, zarr_format=3)
+        small.map_over_datasets(_text_of_any_length).to_zarr(temporary, consolidated=False, zarr_format=3)
         root = zarr.open_group(temporary, mode="a")
 
         def create(group: str, variable: DataArray, chunks: tuple[int, ...], attributes: dict[str, Any]) -> Any:
@@ -93,6 +93,14 @@ def _write_zarr(tree: DataTree, small: DataTree, large: set[tuple[str, str]], pa
         os.replace(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _text_of_any_length(data: Dataset) -> Dataset:
+    """The data set with texts as objects: zarr's format 3 has no settled type for texts of a fixed length."""
+    texts = {name: variable.astype(object) for name, variable in data.variables.items() if variable.dtype.kind == "U"}
+    return data.assign({k: v for k, v in texts.items() if k in data.data_vars}).assign_coords(
+        {k: v for k, v in texts.items() if k in data.coords}
+    )
 
 
 def _require_zarr() -> Any:

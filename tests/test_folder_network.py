@@ -102,7 +102,9 @@ def test_free_energies_are_seen(root, small, capsys):
     with_free_energies(STFT(256, 128))
     assert train("--free-energies", "--quiet") == 0
     rule = NetworkRule.load("weights.nc")
-    assert rule.pipeline.extra_mean is not None and rule.pipeline.extra_mean.size == 3
+    assert rule.pipeline.extra_mean is not None and rule.pipeline.extra_mean.size == 3 * (
+        2 * rule.pipeline.config.context + 1
+    )
     assert fuse("--quiet") == 0
     expected, _ = collect_examples(read_folder(*FILES[1::2]), window=256, free_energies=True)
     # What is applied is what the features of training give.
