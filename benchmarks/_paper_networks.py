@@ -83,12 +83,13 @@ def scores_on(
 
     def key(setting: Setting, name: str) -> str:
         features = feature_config(VARIANTS[setting.variant], separations.data.rate).to_dict()
-        about = json.dumps([setting.variant, features, setting.config.to_dict()], sort_keys=True)
-        return f"{code}/{hashlib.sha256(about.encode()).hexdigest()[:16]}/{name}"
+        text = json.dumps([setting.variant, features, setting.config.to_dict()], sort_keys=True)
+        return f"{code}/{hashlib.sha256(text.encode()).hexdigest()[:16]}/{name}"
 
     trainer = Networks(separations, options, cache, VARIANTS)
     for variant in dict.fromkeys(setting.variant for setting in settings):
-        mine = [s for s in settings if s.variant == variant and any(key(s, name) not in store for name in names)]
+        wanted = [setting for setting in dict.fromkeys(settings) if setting.variant == variant]
+        mine = [setting for setting in wanted if any(key(setting, name) not in store for name in names)]
         if not mine:
             continue
         with compile_cache(cache / "programs"):

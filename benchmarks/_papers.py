@@ -38,7 +38,8 @@ RULES = ("_search", "_simplex", "bayesian", "fusion", "ladder", "objectives", "r
 READING = ("grams", "lazy_records", "network_costs", "record_file")
 NOTE = (
     "SDR in dB on the utterance; ±: 95 %, clustered by utterance and by noise recording, differences paired. Where\n"
-    "weights vary over frames it is the SDR of the frames, which that of the fused waveform is not below.\n"
+    "weights vary over frames, and nothing else is said, it is the SDR of the frames, which that of the fused waveform\n"
+    "is not below.\n"
     "Empty cells: not printed in the paper, which is on another corpus (CHiME-2)."
 )
 
@@ -181,12 +182,11 @@ def bars(title: str, panels: Mapping[str, Sequence[Bar]]) -> "Figure":
         ax.barh(places, [bar.ours.mean for bar in row], xerr=halves, height=0.6, color="#9ecae1", ecolor="#222222")
         paper = [(bar.printed, place) for bar, place in zip(row, places, strict=True) if bar.printed is not None]
         if paper:
-            ax.plot(*zip(*paper, strict=True), "D", color="#D55E00", markersize=5, label="printed in the paper")
-            ax.legend(fontsize=8, frameon=False, loc="upper right")
+            ax.plot(*zip(*paper, strict=True), "D", color="#D55E00", markersize=5)
         ax.set_yticks(places, [bar.label for bar in row], fontsize=8)
         ax.invert_yaxis()
         ax.set_title(name, fontsize=9)
         ax.set_xlabel("SDR [dB]")
         soften(ax)
-    figure.suptitle(title, fontsize=10)
+    figure.suptitle(f"{title} (◆: printed in the paper)", fontsize=10)
     return figure

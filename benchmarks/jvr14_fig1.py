@@ -3,8 +3,8 @@
     python benchmarks/jvr14_fig1.py --data ../shared/data/mini-chime --figure jvr14_fig1.png
 
 The curves of the table that `synthetic_orders.py` prints, on the same records, computed if they are missing; the paper
-prints their values in its Table 1. Shown is the explicit variant from the paper's start (`--method`). Intervals are over
-examples, which are independent draws; within an SNR there are seven, one for each order that generates.
+prints their values in its Table 1. Shown is the explicit variant from the paper's start (`--method`). Intervals are
+over examples, which are independent draws; within an SNR there are seven, one for each order that generates.
 
 [JVR14] X. Jaureguiberry, E. Vincent, G. Richard, "Variational Bayesian model averaging for audio source
 separation", IEEE Workshop on Statistical Signal Processing, 2014.

@@ -62,7 +62,7 @@ def build(cache: Path, train: Corpus, test: Corpus, *, item: str | None = None) 
     picked = [orders[k] for k in energies.argmax(1)]
     counts = ", ".join(f"{order}: {picked.count(order)}" for order in orders if order in picked)
     about = (
-        f"orders of the largest free energy, all test mixtures: {counts} (the paper's one: {BAYES['selected_order']})"
+        f"orders of the largest free energy, all test mixtures: {counts} (of the paper's: {BAYES['selected_order']})"
     )
     return Page([table, about], claims_of(test, rule), partial(draw, name, orders, energies[index], found))
 

@@ -19,6 +19,7 @@ from functools import partial
 from pathlib import Path
 
 import _claims as claims
+import _common as common
 import _papers as papers
 import jvr16_fig3_static as static
 import numpy as np
@@ -40,9 +41,14 @@ PANELS = {
 }
 
 
+def base(units: int) -> Setting:
+    """The network that the paper finds best, with so many units."""
+    return Setting(BEST, NetworkConfig(hidden=(units,)))
+
+
 def settings(units: int) -> dict[tuple[str, str], Setting]:
     """The network of every bar, by panel and label."""
-    one = NetworkConfig(hidden=(units,))
+    one = base(units).config
     bars = {}
     for depth in DEPTHS:
         for epochs, how in ((one.pretrain_epochs, "with"), (0, "without")):
@@ -67,17 +73,19 @@ def page(cache: Path, train: Corpus, test: Corpus, chosen: dict[tuple[str, str],
     """The page on networks that were scored."""
     test, levels = aligned(test, found)
     level = dict(zip(chosen, levels[:-1], strict=True))
-    best = {bar for bar, setting in chosen.items() if setting == next(iter(settings(NETWORK["units"]).values()))}
+    # In every panel there is the network that the paper finds best, but for the number of units.
+    best = next(bar for bar, setting in chosen.items() if setting == base(setting.config.hidden[0]))
+    exact = {bar for bar, setting in chosen.items() if setting == base(NETWORK["units"])}
     panels: dict[str, list[Bar]] = {}
     for bar, values in level.items():
-        printed = NETWORK["sdr_db"] if bar in best else None
+        printed = NETWORK["sdr_db"] if bar in exact else None
         panels.setdefault(PANELS[bar[0]], []).append(Bar(bar[1], test.interval(values), printed))
     tables = [papers.beside(name, {bar.label: {KIND: bar} for bar in row}) for name, row in panels.items()]
     told = ", ".join(f"{variant} {count}" for variant, count in found.inputs.items())
     about = f"{len(test.names)} test mixtures, SDR of fused waveforms; inputs of the networks after reduction: {told} "
     about += f"(paper: {NETWORK['components']} of {NETWORK['inputs']})"
     fixed = static.levels(cache, train, test, KIND)
-    made = claims_of(test, level) + best_claims(test, next(iter(level.values())), fixed)
+    made = claims_of(test, level) + best_claims(test, level[best], fixed)
     return Page([*tables, about], made, partial(papers.bars, "Fig. 6: networks", panels))
 
 
@@ -91,7 +99,7 @@ def aligned(test: Corpus, found: Scores) -> tuple[Corpus, list[np.ndarray]]:
 
 
 def best_claims(test: Corpus, network: np.ndarray, fixed: dict[str, np.ndarray]) -> list[Claim]:
-    """What section VI.H.1 says of the best network, the first one."""
+    """What section VI.H.1 says of the best network."""
     named = {
         static.SELECTION: NETWORK["over_static_selection_db"],
         static.SDR: None,
@@ -108,7 +116,7 @@ def claims_of(test: Corpus, level: dict[tuple[str, str], np.ndarray]) -> list[Cl
     made = []
     panels = {bar[0] for bar in level}
 
-    def gap(first: tuple[str, str], *others: tuple[str, str]) -> papers.Estimate:
+    def gap(first: tuple[str, str], *others: tuple[str, str]) -> common.Estimate:
         return test.interval(level[first] - np.mean([level[bar] for bar in others], axis=0))
 
     if "a" in panels:
