@@ -1,119 +1,27 @@
-"""Scripts on the papers' figures: numbers against waveforms and formulas, verdicts, and what the papers print."""
+"""Scripts on the figures of [JVR16] that work on records: their numbers against waveforms and formulas."""
 
 import argparse
-import dataclasses
-import importlib
-import os
-import re
-import sys
-from collections.abc import Iterator
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.special
 import small_experiment
-from small_records import TRANSFORM, draw_record
+from paper_mixtures import KIND, ORDERS, Mixture, cells, level, load, make_corpora, make_mixtures, mean, shown
+from small_records import TRANSFORM
 
-from bayesfuse import metrics
-from bayesfuse.fusion import fuse
-from bayesfuse.grams import gram
-from bayesfuse.records import open_records, record_path, write_record
+from bayesfuse.records import open_records
 from bayesfuse.rules import VBRule
-
-REPOSITORY = Path(__file__).resolve().parent.parent
-ORDERS = (2, 16, 64)
-LABELS = (*(f"VB-NMF {k}" for k in ORDERS), *(f"ML-NMF {k}" for k in ORDERS))
-KIND = {"VB-NMF": slice(0, 3), "ML-NMF": slice(3, 6)}
-# Errors of the models relative to the speech: VB-NMF 16 is the best one, ML-NMF 64 better than VB-NMF 64.
-LEVELS = np.array([0.5, 0.2, 0.6, 0.8, 0.4, 0.5])
-
-
-@pytest.fixture(scope="module", autouse=True)
-def scripts() -> None:
-    """Scripts import their neighbours, as they do when they are run."""
-    sys.path.insert(0, str(REPOSITORY / "benchmarks"))
-
-
-def load(name: str) -> ModuleType:
-    return importlib.import_module(name)
-
-
-class Mixture:
-    """A record of speech alone, and the waveforms behind it."""
-
-    def __init__(self, number: int, split: str) -> None:
-        rng = np.random.default_rng(number)
-        self.truth = rng.normal(size=300 + 40 * (number % 3))
-        self.estimates = self.truth + LEVELS[:, None] * rng.normal(size=(len(LABELS), self.truth.size))
-        frames = gram(self.truth[None], self.estimates[:, None], transform=TRANSFORM)
-        energy = rng.normal(size=(len(LABELS), 3, frames.energy.shape[1]))
-        energy[0, 0] += 50.0  # the free energy prefers the smallest order, clearly
-        energy = energy.astype(np.float32).astype(np.float64)  # as records keep them
-        energy[3:] = np.nan
-        self.energy = energy.sum(1)  # [model, frame]
-        changes: dict[str, Any] = {
-            "name": f"{split}_{number}", "split": split, "models": LABELS, "dictionary_energy": np.zeros(len(LABELS)),
-            "group": f"u{number // 3}", "metadata": {"snr_db": (-6, 0, 6)[number % 3], "noise": f"n{number % 4}"},
-            "orders": np.array([*ORDERS, *ORDERS]), "sources": ("speech",), "frames": frames, "bands": None,
-            "whole": gram(self.truth[None], self.estimates[:, None]), "free_energy": energy, "likelihood": None,
-            "total_free_energy": energy.sum((1, 2)), "scores": {"sdr": self.singles[:, None]},
-            "mixture_scores": {"sdr": np.zeros(1)}, "seconds": np.array([3.0, 3.0, 3.0, 1.0, 1.0, 1.0]),
-        }  # fmt: skip
-        self.record = dataclasses.replace(draw_record()[0], **changes)
-
-    @property
-    def singles(self) -> np.ndarray:
-        """SDR of every model."""
-        return np.asarray(metrics.sdr(self.truth, self.estimates))
-
-    def fused(self, kind: str, weights: np.ndarray) -> float:
-        """SDR of the fused waveform, with weights [model] or [model, frame]."""
-        found = fuse(weights, self.estimates[KIND[kind]], transform=None if weights.ndim == 1 else TRANSFORM)
-        return float(metrics.sdr(self.truth, found))
 
 
 @pytest.fixture(scope="module")
 def mixtures() -> dict[str, list[Mixture]]:
-    return {"train": [Mixture(n, "train") for n in range(6)], "test": [Mixture(n, "test") for n in range(6, 18)]}
+    return make_mixtures()
 
 
 @pytest.fixture(scope="module")
 def corpora(mixtures, tmp_path_factory):
-    """Both splits, from files of records, and the cache that they are in."""
-    folder, cache = tmp_path_factory.mktemp("records"), tmp_path_factory.mktemp("cache")
-    for found in mixtures.values():
-        for mixture in found:
-            write_record(mixture.record, record_path(folder, mixture.record.name))
-    records = open_records(folder)
-    names = {split: [m.record.name for m in found] for split, found in mixtures.items()}
-    papers = load("_papers")
-    first = [papers.corpus_of(records, names[split], folder, cache) for split in ("train", "test")]
-    # The second time nothing is read from the records.
-    kept, papers.Corpus.of = papers.Corpus.of, None
-    again = [papers.corpus_of(records, names[split], folder, cache) for split in ("train", "test")]
-    papers.Corpus.of = kept
-    for one, two in zip(first, again, strict=True):
-        for name, values in one.packed().items():
-            np.testing.assert_array_equal(values, two.packed()[name])
-    return cache, *again
-
-
-def cells(text: str, label: str) -> list[str]:
-    """Cells of the first row that begins with a label; columns are two blanks or more apart."""
-    line = next(line for line in text.splitlines() if line.startswith(label + "  "))
-    return [cell.strip() for cell in line[len(label) :].split("  ") if cell.strip()]
-
-
-def level(cell: str) -> float:
-    return float(cell.split()[0])
-
-
-def mean(values: Any) -> float:
-    return float(np.mean(list(values)))
+    return make_corpora(mixtures, tmp_path_factory.mktemp("papers"))
 
 
 # Records --------------------------------------------------------------------------------------------------------------
@@ -159,6 +67,20 @@ def test_some_mixtures_of_a_corpus(corpora):
     np.testing.assert_array_equal(some.varying("ML-NMF", weights[inside]), test.varying("ML-NMF", weights)[where])
 
 
+def test_records_are_read_once(corpora, monkeypatch):
+    cache, train, _ = corpora
+    papers = load("_papers")
+    folder = cache.parent / "records"
+    records = open_records(folder)
+    monkeypatch.setattr(papers.Corpus, "of", None)
+    again = papers.corpus_of(records, train.names, folder, cache)
+    for name, values in train.packed().items():
+        np.testing.assert_array_equal(values, again.packed()[name])
+    # Other records are others.
+    with pytest.raises(TypeError, match="not callable"):
+        papers.corpus_of(records, train.names[:2], folder, cache)
+
+
 def options(**values: Any) -> argparse.Namespace:
     return argparse.Namespace(**({"records": None, "limit": None, "figure": None} | values))
 
@@ -184,13 +106,6 @@ def test_records_are_computed_once_and_completed(tmp_path, monkeypatch):
 
 
 # Figures --------------------------------------------------------------------------------------------------------------
-
-
-def shown(page: Any, capsys: pytest.CaptureFixture[str], path: Path) -> str:
-    """What is printed; the picture is drawn, too."""
-    load("_papers").show(page, str(path))
-    assert path.read_bytes().startswith(b"\x89PNG") and path.stat().st_size > 5000
-    return capsys.readouterr().out
 
 
 def test_orders(corpora, mixtures, capsys, tmp_path):
@@ -306,254 +221,3 @@ def test_bayesian_rules_and_temperature(corpora, mixtures, capsys, tmp_path, mon
     assert "12 of 12 mixtures" in text and "all test mixtures: 2: 12 (of the paper's: 16)" in text
     with pytest.raises(ValueError, match="no test mixture 'x'"):
         figure.build(*corpora, item="x")
-
-
-# Networks -------------------------------------------------------------------------------------------------------------
-
-
-class Separations:
-    """Separations of tiny items, every split the same three."""
-
-    folder = Path("separations-tiny")
-
-    class data:
-        rate = 16000
-
-        @staticmethod
-        def mixtures(split: str, quick: bool | None) -> Any:
-            class Names(list):
-                names = property(list)
-
-                def __getitem__(self, key: Any) -> Any:
-                    return Names(list(self)[key])
-
-            return Names(["test_0", "test_1", "test_2"])
-
-    def load(self, split: str, quick: bool | None = None, limit: int | None = None) -> Iterator[Any]:
-        item = load("_separations").Item
-        for seed in range(3):
-            rng = np.random.default_rng(seed)
-            samples = 512 * (10 + seed)
-            speech = np.zeros(samples, np.float32)
-            speech[1024:-1100] = rng.normal(size=samples - 2124)
-            errors = np.linspace(0.2, 1, 14)[:, None] * rng.normal(size=(14, samples))
-            yield item(
-                name=f"test_{seed}", speaker="a", utterance=str(seed), noise="n", snr=0, rate=16000,
-                scored=(1024, samples - 1100), mixture=speech + 1, speech=speech,
-                estimates=(speech + errors).astype(np.float32),
-                likelihood=np.zeros((7, 32, 1)), activations=np.zeros((7, 2, 1)),
-            )  # fmt: skip
-
-
-def test_networks_are_scored_on_waveforms_once(tmp_path, monkeypatch):
-    networks, ladder = load("_paper_networks"), load("fusion_ladder")
-    variant = networks.Variant({"transform": "log", "num_components": None, "context": 0}, networks.NetworkConfig())
-    monkeypatch.setattr(networks, "VARIANTS", {networks.BEST: variant})
-    chosen = argparse.Namespace(limit=None, quick=None, epochs=1)
-    setting = networks.Setting(networks.BEST, networks.NetworkConfig(hidden=(3,)))
-    found = networks.scores_on(Separations(), chosen, tmp_path, [setting, setting])
-    assert found.names == ("test_0", "test_1", "test_2") and found.inputs == {networks.BEST: 8 * 32}
-    np.testing.assert_array_equal(found.networks[0], found.networks[1])
-    trainer = load("_networks").Networks(Separations(), chosen, tmp_path, networks.VARIANTS)
-    learned = trainer.fit(networks.BEST, "ML-NMF", [setting.config])[0]
-    for index, item in enumerate(Separations().load("test")):
-        oracle = ladder.score(item, "ML-NMF", ladder.oracles(item, "ML-NMF")["oracle fusion per frame"])
-        assert found.oracle[index] == pytest.approx(oracle, abs=1e-9)
-        told = learned.pipeline(load("_networks").inputs_of(item, "ML-NMF"))
-        logs = np.asarray(learned.network(jnp.asarray(told)))[:, 0, 0]
-        signal = fuse(np.exp(logs).T.astype(np.float64), item.estimates[7:], transform=ladder.TRANSFORM)
-        inside = slice(*item.scored)
-        expected = float(metrics.sdr(item.speech[inside], signal[inside]))
-        assert found.networks[0][index] == pytest.approx(expected, abs=1e-3)
-    monkeypatch.setattr(networks.Networks, "fit", None)
-    again = networks.scores_on(Separations(), chosen, tmp_path, [setting])
-    np.testing.assert_array_equal(again.networks, found.networks[:1])
-
-
-def test_figure_of_networks(corpora, mixtures, capsys, tmp_path):
-    """Levels that are given, one per bar: the gains that the claims state are their differences."""
-    figure, networks = load("jvr16_fig6_network"), load("_paper_networks")
-    chosen = figure.settings(1792)
-    assert len(chosen) == 7 + 3 + 4 + 3
-    base = figure.base(1792)
-    panels = {panel for (panel, _), setting in chosen.items() if setting == base}
-    assert panels == set("abcd") and sum(setting == base for setting in chosen.values()) == 4
-    assert {len(s.config.hidden) for (panel, _), s in chosen.items() if panel == "a"} == {1, 2, 3, 4}
-    names = tuple(m.record.name for m in mixtures["test"])[::-1][:9]
-    height = {setting: 9.0 - 0.25 * k for k, setting in enumerate(dict.fromkeys(chosen.values()))}
-    noise = np.arange(9) / 10
-    scores = networks.Scores(names, [height[s] + noise for s in chosen.values()], noise, {"as the paper": 100})
-    text = shown(figure.page(*corpora, chosen, scores), capsys, tmp_path / "f.png")
-
-    def at(panel: str, label: str) -> float:
-        return height[chosen[panel, label]]
-
-    with_, without = ([at("a", f"{d} layers, {how}") for d in (2, 3, 4)] for how in ("with", "without"))
-    standard = (at("c", "OMSE") + at("c", "CE")) / 2
-    gains = {
-        "VI.H.2: gain of pre-training": (mean(with_) - mean(without), "0.1 dB"),
-        "VI.H.2: one layer over the mean of deeper networks": (at("a", "1 layer") - mean(with_), "above 0"),
-        "VI.H.3: SDR over the mean of OMSE and CE": (at("c", "SDR") - standard, "0.2 dB"),
-        "VI.H.3: SMSE over the mean of OMSE and CE": (at("c", "SMSE") - standard, "0.2 dB"),
-        "VI.H.4: both over mixture only": (9.0 - at("b", "mixture"), "0.3 dB"),
-        "VI.H.4: both over estimates only": (9.0 - at("b", "estimates"), "0.1 dB"),
-        "VI.H.5: C = 2 over C = 0": (9.0 - at("d", "C = 0"), "0.35 dB"),
-        "VI.H.5: C = 2 over C = 5": (9.0 - at("d", "C = 5"), "above 0"),
-    }
-    for label, (gain, printed) in gains.items():
-        row = cells(text, label)
-        assert row[0] == printed and level(row[1]) == pytest.approx(gain, abs=0.006) and "±0.00" in row[1]
-        assert row[2].startswith("holds")
-    assert sum(line.endswith("  8.15") for line in text.splitlines()) == 4
-    # Compared with static selection on the same mixtures, whatever their order.
-    train = np.mean([m.singles[KIND["ML-NMF"]] for m in mixtures["train"]], axis=0)
-    single = [m.singles[KIND["ML-NMF"]][train.argmax()] for m in mixtures["test"] if m.record.name in names]
-    row = cells(text, "VI.H.1: network over static selection")
-    assert row[0] == "3 dB" and level(row[1]) == pytest.approx(9.0 + noise.mean() - mean(single), abs=0.006)
-
-
-def test_table_2(corpora, mixtures, capsys, tmp_path):
-    table, networks = load("jvr16_table2"), load("_paper_networks")
-    test = mixtures["test"]
-    names = tuple(m.record.name for m in test)
-    single = np.array([m.singles[4] for m in test])  # ML-NMF 16, the best
-    scores = networks.Scores(names, [single + 2.0], single + 4.0, {})
-    text = shown(table.page(*corpora, scores), capsys, tmp_path / "f.png")
-    assert "ML-NMF 16" in text.splitlines()[2]
-    assert cells(text, "best individual separator")[1] == "5.12 ±0.20"
-    row = cells(text, "adaptive time-varying fusion")
-    assert level(row[0]) == pytest.approx(single.mean() + 2.0, abs=0.006)
-    assert row[1:] == ["8.15 ±0.16", "2.00 ±0.00", "3.03 ±0.13"]
-    assert cells(text, "oracle time-varying fusion (waveform)")[1:] == ["10.33 ±0.15", "4.00 ±0.00", "5.21 ±0.13"]
-    claim = cells(text, "Table II: adaptive time-varying fusion over the best individual separator")
-    assert claim == ["3.03 dB", "2.00 ±0.00 dB", "holds, smaller"]
-    without = shown(table.page(*corpora, None), capsys, tmp_path / "f.png")
-    assert "adaptive" not in without
-    frames = "oracle time-varying fusion (frames)"
-    assert cells(without, frames) == cells(text, frames)
-
-
-# [JVR14] --------------------------------------------------------------------------------------------------------------
-
-
-def test_figure_of_the_synthetic_experiment(tmp_path):
-    script = load("jvr14_fig1")
-    rng = np.random.default_rng(0)
-    found = []
-    for snr in (-6, 0):
-        for _ in range(7):
-            selection = snr / 3 + rng.normal()
-            sdr = {"selection": selection, "fusion": selection + 0.5, "oracle": selection + 0.6, "mean": selection + 1}
-            found.append({"snr": snr, "sdr": sdr, "seconds_singles": 6.0, "seconds_joint": 2.0})
-    text = script.report(found, "explicit")
-    rows = [line for line in text.splitlines() if line.startswith("VB fusion  ")]
-    expected = mean(r["sdr"]["fusion"] for r in found if r["snr"] == 0)
-    assert level(cells(rows[1], "VB fusion")[1]) == pytest.approx(expected, abs=0.006)
-    assert rows[1].endswith("5.47") and rows[0].endswith("4.24")
-    assert cells(text, "4.3: VB fusion over VB selection") == ["0.5 dB", "0.50 ±0.00 dB", "holds, as large"]
-    assert cells(text, "4.3: oracle selection over VB selection")[-1] == "holds, smaller"
-    assert cells(text, "4.3: VB fusion over fusion by mean")[-1] == "CONTRADICTED"
-    assert cells(text, "5: VB fusion almost reaches oracle selection")[-1] == "holds"
-    assert cells(text, "4.3: VB fusion is faster") == ["2.8 times", "3.00 times", "holds"]
-    script.draw(found).savefig(tmp_path / "f.png")
-
-
-# Verdicts and printed numbers -----------------------------------------------------------------------------------------
-
-
-def test_verdicts():
-    claims, estimate = load("_claims"), load("_common").Estimate
-
-    def above(value: float, half: float, printed: float | None = None) -> str:
-        return claims.above("s", "t", estimate(value, half), printed).verdict
-
-    assert [above(1, 0.5), above(-1, 0.5), above(0.2, 0.5), above(1, np.nan)] == [
-        "holds", "CONTRADICTED", "undecided", "undecided",
-    ]  # fmt: skip
-    # 0.5 may stand for anything from 0.45 to 0.55; 3 for 2.5 to 3.5.
-    assert above(0.3, 0.16, 0.5) == "holds, as large" and above(0.3, 0.14, 0.5) == "holds, smaller"
-    assert above(2.6, 0.0, 3) == "holds, as large" and above(3.6, 0.01, 3) == "holds, larger"
-    assert above(0.1, 0.2, 0.5) == "undecided"
-    for value, half, expected in ((0.1, 0.2, "holds"), (-1, 0.1, "holds"), (0.3, 0.2, "CONTRADICTED")):
-        assert claims.not_above("s", "t", estimate(value, half)).verdict == expected
-    for value, half, expected in (
-        (0.1, 0.1, "holds"), (-0.1, 0.2, "undecided"), (-0.5, 0.1, "CONTRADICTED"), (0, np.nan, "undecided"),
-    ):  # fmt: skip
-        assert claims.similar("s", "t", estimate(value, half)).verdict == expected
-
-
-@pytest.fixture(scope="module")
-def papers() -> dict[str, str]:
-    """The texts of the papers, where they are at hand."""
-    data = os.environ.get("BAYESFUSE_DATA")
-    places = [REPOSITORY.parent / "shared/papers", *([Path(data).parent / "papers"] if data else [])]
-    titles = {"jvr16": "Fusion methods for speech enhancement", "jvr14": "we introduce a generative model in"}
-    for place in places:
-        texts = [path.read_text() for path in sorted(place.glob("*.txt"))]
-        found = {name: next((t for t in texts if title in t[:2000]), None) for name, title in titles.items()}
-        if all(found.values()):
-            return {name: str(text).replace("−", "-") for name, text in found.items()}
-    pytest.skip("the texts of the papers are not in ../shared/papers")
-
-
-def between(text: str, first: str, last: str) -> str:
-    """From one heading to another, both patterns of beginnings of lines."""
-    start = re.search(f"^ ?{first}", text, re.MULTILINE)
-    assert start is not None, first
-    stop = re.search(f"^ ?{last}", text[start.end() :], re.MULTILINE)
-    assert stop is not None, last
-    return text[start.end() : start.end() + stop.start()]
-
-
-def section(text: str, name: str) -> str:
-    """The text of a section of [JVR16] such as "VI.H.2", or of its Table II."""
-    if name == "Table II":
-        return between(text, "Sep. Fusion approach", "TABLE II$")
-    part, letter, *number = name.split(".")
-    text = between(text, rf"{part}\. [A-Z]{{3}}", r"V?I*\. [A-Z]{3}")
-    following = rf"{chr(ord(letter) + 1)}\. "
-    text = between(text + f"\n{following[:1]}. ", rf"{letter}\. ", following)
-    if not number:
-        return text
-    return between(text + f"\n{int(number[0]) + 1}) ", rf"{number[0]}\) ", rf"{int(number[0]) + 1}\) ")
-
-
-def numbers(table: dict[str, Any], home: str = "") -> Iterator[tuple[str, float]]:
-    """All numbers of a table, with the section that they are said to be printed in."""
-    home = table.get("section", home)
-    for value in table.values():
-        if isinstance(value, dict):
-            yield from numbers(value, home)
-        elif not isinstance(value, str):
-            yield from ((home, each) for each in (value if isinstance(value, list) else [value]))
-
-
-def stands(value: float, text: str, form: str = "g") -> bool:
-    return re.search(rf"(?<![\d.]){re.escape(format(value, form))}(?!\d|\.\d)", text) is not None
-
-
-def test_numbers_of_jvr16_are_printed_where_they_are_said_to_be(papers):
-    expected = load("_common").expected("jvr16")
-    found = list(numbers(expected))
-    assert len(found) > 35
-    for home, value in found:
-        form = ".2f" if home == "Table II" else "g"
-        assert stands(value, section(papers["jvr16"], home), form), f"{value} is not printed in {home}"
-    # The search tells sections apart, and finds no number that is part of another.
-    assert not stands(8.15, section(papers["jvr16"], "VI.G")) and not stands(5.5, "5.59 15.5 5.5.1")
-
-
-def test_numbers_of_jvr14_are_printed_where_they_are_said_to_be(papers):
-    expected, text = load("_common").expected("jvr14"), papers["jvr14"]
-    table = expected["table1"]
-    labels = {
-        "selection": "VB selection", "fusion": "VB fusion with β = 104", "oracle": "Oracle selection",
-        "mean": "Fusion by mean",
-    }  # fmt: skip
-    for rule, label in labels.items():
-        levels = [f"{value:.2f}" for value in (*table[rule]["sdr_db"], table[rule]["average_db"])]
-        assert " ".join([label, *levels, f"{table[rule]['time_ms']:.1f}"]) in text
-    assert " ".join(f"{snr} dB" for snr in table["snr_db"]) in text
-    results = between(text, r"4\.3\. ", r"5\. CONCLUSION")
-    for home, value in numbers(expected["claims"]):
-        assert home == "4.3" and stands(value, results)
