@@ -12,6 +12,7 @@ import _common as common
 import numpy as np
 
 from bayesfuse import lazy_records
+from bayesfuse._fingerprint import content_hash
 from bayesfuse.grams import Gram, sdr, squared_error
 from bayesfuse.records import Record
 
@@ -33,10 +34,9 @@ class Corpus(NamedTuple):
     cross: np.ndarray  # [frame, model], <s, e_m> with the errors e_m = s_m - s
     errors: dict[str, np.ndarray]  # by kind, <e_m, e_m'> [frame, model, model]
     free_energy: np.ndarray  # [frame, model], nats; NaN for models that have none
-    key: str = ""  # says which records these are
 
     @classmethod
-    def of(cls, records: Iterable[Record], key: str = "") -> "Corpus":
+    def of(cls, records: Iterable[Record]) -> "Corpus":
         """Read from records one at a time; their bands are not needed."""
         about: list[tuple[str, str, str, float]] = []
         models: tuple[str, ...] = ()
@@ -68,7 +68,7 @@ class Corpus(NamedTuple):
         texts = dict(
             zip(("names", "utterances", "noises", "snrs"), map(np.array, zip(*about, strict=True)), strict=True)
         )
-        return cls.unpacked(joined | texts | {"models": np.array(models)}, key)
+        return cls.unpacked(joined | texts | {"models": np.array(models)})
 
     def packed(self) -> dict[str, np.ndarray]:
         """The arrays, to be written to a file."""
@@ -78,12 +78,18 @@ class Corpus(NamedTuple):
         return arrays | {f"whole {i}": np.asarray(x) for i, x in enumerate(_fields(self.whole))}
 
     @classmethod
-    def unpacked(cls, arrays: Mapping[str, np.ndarray], key: str = "") -> "Corpus":
+    def unpacked(cls, arrays: Mapping[str, np.ndarray]) -> "Corpus":
         """From what `packed` returned."""
         texts = {name: tuple(arrays[name].tolist()) for name in ("names", "utterances", "noises", "snrs", "models")}
         rest = {name: arrays[name] for name in ("seconds", "recording", "energy", "cross", "free_energy")}
         whole = Gram(*(arrays[f"whole {i}"] for i in range(3)))
-        return cls(**texts, **rest, whole=whole, errors={kind: arrays[f"errors of {kind}"] for kind in KINDS}, key=key)
+        return cls(**texts, **rest, whole=whole, errors={kind: arrays[f"errors of {kind}"] for kind in KINDS})
+
+    @property
+    def key(self) -> str:
+        """Hash of all that rules learn from: the same for the same numbers, whatever their files look like."""
+        arrays = (*_fields(self.whole), self.recording, self.energy, self.cross, *self.errors.values())
+        return content_hash([self.names, self.models], map(np.asarray, (*arrays, self.free_energy)))
 
     def select(self, names: Iterable[str]) -> "Corpus":
         """The mixtures of some names, in the order in which they are here, without their frames."""

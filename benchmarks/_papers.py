@@ -38,8 +38,8 @@ RULES = ("_search", "_simplex", "bayesian", "fusion", "ladder", "objectives", "r
 READING = ("grams", "lazy_records", "network_costs", "record_file")
 NOTE = (
     "SDR in dB on the utterance; ±: 95 %, clustered by utterance and by noise recording, differences paired. Where\n"
-    "weights vary over frames, and nothing else is said, it is the SDR of the frames, which that of the fused waveform\n"
-    "is not below.\n"
+    "weights vary over frames, and nothing else is said, it is the SDR of the frames; that of the fused waveform is\n"
+    "the same or more.\n"
     "Empty cells: not printed in the paper, which is on another corpus (CHiME-2)."
 )
 
@@ -88,9 +88,9 @@ def records_of(config: ExperimentConfig, folder: Path) -> tuple[Records, dict[st
 
 def corpus_of(records: Records, names: Sequence[str], folder: Path, cache: Path) -> Corpus:
     """One split, from the cache or from its records."""
-    key = files_hash(record_path(folder, name) for name in names)
+    look = files_hash(record_path(folder, name) for name in names)
     read = functools.partial(records.select(names=names).read, bands=False)
-    return Corpus.unpacked(remembered(cache, "records", key, lambda: Corpus.of(read()).packed(), only=READING), key)
+    return Corpus.unpacked(remembered(cache, "records", look, lambda: Corpus.of(read()).packed(), only=READING))
 
 
 def remembered(
