@@ -26,7 +26,7 @@ from bayesfuse._plot_style import new_figure, soften
 from bayesfuse.experiment_config import ExperimentConfig, load_config
 from bayesfuse.experiment_dictionaries import opened
 from bayesfuse.experiments import run_experiment
-from bayesfuse.records import Records, open_records, record_path
+from bayesfuse.records import Records, open_records, read_index, record_path
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -67,18 +67,26 @@ def records_of(config: ExperimentConfig, folder: Path) -> tuple[Records, dict[st
     """Records of all mixtures of an experiment, computed if some are missing, and the names by split.
 
     Records that are there are taken as they are, whatever code computed them; what cannot be computed is left out.
+
+    Raises
+    ------
+    ValueError
+        If some are missing in the folder of a larger experiment, which would be cut down to this one.
     """
     data = opened(config.data)
     splits = config.data.splits or data.splits
     wanted = {s: list(data.mixtures(s, config.data.quick)[: config.data.limit].names) for s in splits}
 
-    def found() -> Records | None:
-        return open_records(folder) if (folder / "records").is_dir() else None
-
-    records = found()
+    records = open_records(folder) if (folder / "records").is_dir() else None
     known = set() if records is None else {*records.names, *records.errors}
     missing = sum(name not in known for names in wanted.values() for name in names)
     if records is None or missing:
+        more = {*(read_index(folder) or {"names": ()})["names"]} - {name for names in wanted.values() for name in names}
+        if more:
+            raise ValueError(
+                f"{missing} records are missing in {folder}, which belongs to an experiment of {len(more)} mixtures "
+                "more; run that one to its end, or give another folder."
+            )
         print(f"{missing} records are missing in {folder}: running {CONFIG.name}", file=sys.stderr, flush=True)
         print(run_experiment(config, folder, progress=True), file=sys.stderr, flush=True)
         records = open_records(folder)
@@ -188,5 +196,6 @@ def bars(title: str, panels: Mapping[str, Sequence[Bar]]) -> "Figure":
         ax.set_title(name, fontsize=9)
         ax.set_xlabel("SDR [dB]")
         soften(ax)
-    figure.suptitle(f"{title} (◆: printed in the paper)", fontsize=10)
+    any_printed = any(bar.printed is not None for row in panels.values() for bar in row)
+    figure.suptitle(f"{title} (◆: printed in the paper)" if any_printed else title, fontsize=10)
     return figure

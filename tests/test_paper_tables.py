@@ -103,6 +103,10 @@ def test_records_are_computed_once_and_completed(tmp_path, monkeypatch):
     (more,) = papers.load(chosen, "all")
     assert more.names == ("a", "b", "c")
     assert small_experiment.times(tmp_path / "out")["a.nc"] == before["a.nc"]
+    (tmp_path / "out/records/a.nc").unlink()
+    chosen.limit = 1
+    with pytest.raises(ValueError, match="1 records are missing .* of 2 mixtures more"):
+        papers.load(chosen, "all")
 
 
 # Figures --------------------------------------------------------------------------------------------------------------
