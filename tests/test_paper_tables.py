@@ -105,7 +105,7 @@ def test_records_are_computed_once_and_completed(tmp_path, monkeypatch):
     assert small_experiment.times(tmp_path / "out")["a.nc"] == before["a.nc"]
     (tmp_path / "out/records/a.nc").unlink()
     chosen.limit = 1
-    with pytest.raises(ValueError, match="1 records are missing .* of 2 mixtures more"):
+    with pytest.raises(ValueError, match=r"1 records are missing .* of 2 mixtures more"):
         papers.load(chosen, "all")
 
 
