@@ -24,44 +24,31 @@ separation", IEEE/ACM Transactions on Audio, Speech and Language Processing 24(7
 """
 
 import argparse
-import hashlib
 import itertools
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import _common as common
 import jax
 import numpy as np
-from _separations import BANDS, MODELS, ORDERS, Item, Separations
+from _networks import KINDS, TRANSFORM, UTTERANCES, Learned, Networks, Variant, inputs_of, score, utterance
+from _separations import BANDS, MODELS, Item, Separations
 
-from bayesfuse import features, metrics, neural, stacking
+from bayesfuse import neural, stacking
 from bayesfuse._compile_cache import compile_cache
 from bayesfuse.bayesian import learn_vb
 from bayesfuse.datasets import MiniChime
-from bayesfuse.fusion import best_weights, mean_weights, select_weights, squared_error
+from bayesfuse.fusion import best_weights, mean_weights, select_weights
 from bayesfuse.grams import Bands, Gram, gram, sdr
-from bayesfuse.mixture_mapping import train_mixture
 from bayesfuse.network_costs import Cost
-from bayesfuse.neural import NetworkConfig, Training, TrainingSet
+from bayesfuse.neural import NetworkConfig
 from bayesfuse.simplex_qp import oracle_weights
 from bayesfuse.static import static_weights
-from bayesfuse.transforms import QERB, STFT
-from bayesfuse.weighted_sum import fuse
 
-KINDS = {"VB-NMF": slice(0, len(ORDERS)), "ML-NMF": slice(len(ORDERS), None), "both": slice(None)}
 COSTS: tuple[Cost, ...] = ("omse", "ce", "smse", "sdr", "batch_sdr", "utterance_sdr")
-TRANSFORM = STFT()
-
-
-def utterance(item: Item, signal: np.ndarray) -> np.ndarray:
-    """A waveform with silence outside the utterance, so that what is learned is what is scored."""
-    inside = np.zeros(signal.shape[-1], signal.dtype)
-    inside[slice(*item.scored)] = 1
-    return signal * inside
 
 
 class Corpus(NamedTuple):
@@ -199,16 +186,6 @@ def apply_bayesian(rule: Any, item: Item) -> np.ndarray:
     return rule.weights(values.sum(-1), num_frames=int(sounding.sum()))
 
 
-class Variant(NamedTuple):
-    """A network that the validation split may choose: what it is told, and its architecture and descent."""
-
-    features: dict[str, Any]
-    config: NetworkConfig
-
-
-# Mini-batches of utterances for the cost of the whole utterance, of frames for the others.
-UTTERANCES = Training(batch_size=16, optimiser="adam", weight_decay=1e-3)
-FRAMES = Training(optimiser="adam", rate=2e-4, weight_decay=1e-3)
 REGULAR = NetworkConfig(
     hidden=(256,), cost="utterance_sdr", unit="recordings", dropout=0.5, input_noise=0.3, training=UTTERANCES
 )
@@ -225,142 +202,6 @@ VARIANTS = {
 COMPONENTS = "32 log bands, components"
 # Those of the VB models tell nothing about the others.
 WITHOUT_ENERGIES = {"relative, free energies": "32 log bands, relative"}
-
-
-def inputs_of(item: Item, kind: str) -> features.Inputs:
-    """What a network is told about an item: free energies as a whole, in parts, and by band."""
-    chosen = item.estimates[KINDS[kind]]
-    energies = np.concatenate([item.likelihood.sum(1)[:, None], item.activations, item.likelihood], axis=1)
-    return features.Inputs(item.mixture[None], chosen[:, None, None], energies)
-
-
-def feature_config(variant: Variant, rate: int) -> features.FeatureConfig:
-    settings = dict(variant.features)
-    transform = {"qerb": QERB(rate), "log": QERB(rate, 32), "stft": STFT()}[settings.pop("transform")]
-    return features.FeatureConfig(transform=transform, **settings)
-
-
-class Recordings:
-    """What networks are told about the items of a split, read anew for every pass."""
-
-    def __init__(self, items: Callable[[], Iterable[Item]], kind: str) -> None:
-        self.items, self.kind = items, kind
-
-    def __iter__(self) -> Iterator[features.Inputs]:
-        return (inputs_of(item, self.kind) for item in self.items())
-
-
-class Learned(NamedTuple):
-    """A trained network with its features, and how it does on the mixtures of training and of validation, in dB."""
-
-    pipeline: features.FeaturePipeline
-    network: neural.FrameMap
-    training: dict[str, float]  # static fusion, network, oracle per frame
-    validation: dict[str, float]
-
-
-def standing(examples: TrainingSet, network: neural.FrameMap, static: np.ndarray) -> dict[str, float]:
-    """Mean SDR of static fusion, a network and the oracle per frame, from scalar products."""
-    best = np.asarray(oracle_weights(examples.gram))
-    found = {"static": np.broadcast_to(static, best.shape), "oracle": best}
-    count = examples.num_recordings
-
-    def sums(values: Any) -> np.ndarray:
-        return np.bincount(examples.recording, np.asarray(values, np.float64).sum((1, 2)), count)
-
-    energy = sums(examples.gram.energy)
-    levels = {
-        name: float(np.mean(10 * np.log10(energy / sums(squared_error(w, examples.gram))))) for name, w in found.items()
-    }
-    return levels | {"network": float(np.nanmean(neural.evaluate(network, examples)))}
-
-
-class Networks:
-    """Trained networks, each kept with its features in the cache."""
-
-    def __init__(self, separations: Separations, options: argparse.Namespace, cache: Path) -> None:
-        self.separations, self.options, self.cache = separations, options, cache
-        self.rate = separations.data.rate
-
-    def _items(self, split: str) -> Iterable[Item]:
-        return self.separations.load(split, None, self.options.limit)
-
-    def _set(self, pipeline: Any, kind: str, split: str, path: Path) -> TrainingSet:
-        if not path.exists():
-            from tqdm.auto import tqdm
-
-            def examples() -> Iterable[tuple[features.Inputs, Gram]]:
-                for item in tqdm(self._items(split), desc=f"features of {split}", unit="mixture"):
-                    speech, found = utterance(item, item.speech), utterance(item, item.estimates[KINDS[kind]])
-                    yield inputs_of(item, kind), gram(speech[None], found[:, None], transform=TRANSFORM)
-
-            TrainingSet.build(pipeline, examples()).save(path)
-        return TrainingSet.load(path)
-
-    def sets(self, name: str, kind: str) -> tuple[features.FeaturePipeline, TrainingSet, TrainingSet]:
-        """Features of a variant, and the training and validation sets of them."""
-        config = feature_config(VARIANTS[name], self.rate)
-        limit = "" if self.options.limit is None else f"-{self.options.limit}"
-        description = hashlib.sha256(json.dumps(config.to_dict(), sort_keys=True).encode()).hexdigest()[:8]
-        self.folder.mkdir(parents=True, exist_ok=True)
-        stem = self.folder / f"{name.replace(' ', '_')}-{kind}{limit}-{description}"
-        fitted = Path(f"{stem}-pipeline.nc")
-        if not fitted.exists():
-            recordings = Recordings(lambda: self._items("train"), kind)
-            features.fit_features(recordings, config, progress=True).save(fitted)
-        pipeline = features.FeaturePipeline.load(fitted)
-        train, validation = (self._set(pipeline, kind, split, Path(f"{stem}-{split}.nc")) for split in ("train", "val"))
-        return pipeline, train, validation
-
-    @property
-    def folder(self) -> Path:
-        """Of features and networks on these separations."""
-        return self.cache / f"networks-{self.separations.folder.name}"
-
-    def train(self, name: str, kind: str, costs: Sequence[Cost | None] = (None,)) -> list[Learned]:
-        """A variant trained with its own cost (None), or with others."""
-        pipeline, train, validation = self.sets(name, kind)
-        static = _static(train)
-        learned = []
-        for cost in costs:
-            config = VARIANTS[name].config
-            if cost is not None and cost != config.cost:
-                pooled = cost == "utterance_sdr"
-                config = replace(
-                    config,
-                    cost=cost,
-                    unit="recordings" if pooled else "frames",
-                    training=UTTERANCES if pooled else FRAMES,
-                )
-            config = replace(config, training=replace(config.training, max_epochs=self.options.epochs))
-            tag = hashlib.sha256(json.dumps([name, kind, len(train.features), config.to_dict()]).encode()).hexdigest()
-            network = neural.train(
-                jax.random.key(0),
-                train,
-                validation,
-                config=config,
-                initial_weights=static,
-                checkpoint=self.folder / f"network-{tag[:16]}.nc",
-                progress=True,
-            ).network
-            learned.append(
-                Learned(pipeline, network, *(standing(part, network, static) for part in (train, validation)))
-            )
-        return learned
-
-    def mixture(self, name: str, kind: str) -> Learned:
-        """A Gaussian mixture on the features of a variant, each utterance counting alike."""
-        pipeline, train, validation = self.sets(name, kind)
-        mapping = train_mixture(train, validation, weighting="recordings", progress=True).mapping
-        static = _static(train)
-        return Learned(pipeline, mapping, *(standing(part, mapping, static) for part in (train, validation)))
-
-
-def _static(examples: TrainingSet) -> np.ndarray:
-    """Constant weights learned on the recordings of a set, for their SDR."""
-    starts = np.flatnonzero(np.diff(examples.recording)) + 1
-    whole = jax.tree.map(lambda field: np.stack([x.sum((0, 1, 2)) for x in np.split(field, starts)]), examples.gram)
-    return np.asarray(static_weights(whole, loss="sdr"))
 
 
 def ablation(trained: dict[str, Learned]) -> str:
@@ -394,15 +235,6 @@ def oracles(item: Item, kind: str) -> dict[str, np.ndarray]:
 GRANULARITY = {1: "oracle fusion", 2: "oracle fusion per frame", 3: "oracle fusion per frame and band"}
 
 
-def score(item: Item, kind: str, weights: np.ndarray) -> float:
-    """SDR of the fused waveform on the utterance."""
-    bands = Bands(item.rate, BANDS) if weights.ndim == 3 else None
-    transform = None if weights.ndim == 1 else TRANSFORM
-    fused = fuse(weights, item.estimates[KINDS[kind]], transform=transform, bands=bands)
-    inside = slice(*item.scored)
-    return float(metrics.sdr(item.speech[inside], fused[inside]))
-
-
 def evaluate(separations: Separations, options: argparse.Namespace, cache: Path) -> dict[str, Any]:
     """SDR [item] of every rule of every kind on the test split."""
     train = Corpus.load(separations.load("train", None, options.limit))
@@ -421,7 +253,7 @@ def evaluate(separations: Separations, options: argparse.Namespace, cache: Path)
     bayes = bayesian_rules(train, separations.load("train", None, options.limit), seconds)
     networks = {}
     if not options.no_networks:
-        trainer = Networks(separations, options, cache)
+        trainer = Networks(separations, options, cache, VARIANTS)
         variants = {name: trainer.train(name, "VB-NMF")[0] for name in VARIANTS}
         print("\n" + ablation(variants), flush=True)
         chosen = max(variants, key=lambda name: variants[name].validation["network"])
