@@ -298,7 +298,7 @@ def _coordinates(small: Sequence[_Small], frames: int, bands: int) -> dict[str, 
 
 def _kind(model: str, order: int) -> str:
     """The label without its order: "VB-NMF" of "VB-NMF 8"."""
-    return model.removesuffix(str(order)).rstrip() or model if order else model
+    return model.removesuffix(f" {order}") or model
 
 
 def _single(small: Sequence[_Small]) -> dict[str, list[Any]]:

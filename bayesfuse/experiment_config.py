@@ -245,11 +245,15 @@ def parse_config(text: str, *, home: Path | None = None) -> ExperimentConfig:
 
 
 class Model(NamedTuple):
-    """One model of the experiment: a separator with its orders, one per source of the dictionaries."""
+    """One model of the experiment: a separator with its orders, one per source of the dictionaries.
+
+    `order` is the one that tells it from the separator's other models, the largest of several, 0 without any.
+    """
 
     separator: Separator
     label: str
     orders: tuple[int, ...]
+    order: int
 
 
 def models_of(config: ExperimentConfig) -> tuple[Model, ...]:
@@ -257,7 +261,7 @@ def models_of(config: ExperimentConfig) -> tuple[Model, ...]:
     found: list[Model] = []
     for separator in config.separators:
         if separator.kind == "folder":
-            found += [Model(separator, name, ()) for name in separator.names]
+            found += [Model(separator, name, (), 0) for name in separator.names]
             continue
         rows = [
             learned.orders if len(learned.orders) == 1 or not separator.orders
@@ -266,8 +270,8 @@ def models_of(config: ExperimentConfig) -> tuple[Model, ...]:
         ]  # fmt: skip
         varied = [j for j, row in enumerate(config.dictionaries.sources) if len(row.orders) > 1] or [0]
         for choice in itertools.product(*rows):
-            label = f"{separator.label} {'x'.join(str(choice[j]) for j in varied)}"
-            found.append(Model(separator, label, choice))
+            own = [choice[j] for j in varied]
+            found.append(Model(separator, f"{separator.label} {'x'.join(map(str, own))}", choice, max(own)))
     return tuple(found)
 
 

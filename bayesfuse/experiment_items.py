@@ -312,7 +312,7 @@ def make_record(
         rate=mixture.rate,
         metadata=dict(mixture.metadata),
         models=tuple(model.label for model in models),
-        orders=np.array([max(model.orders, default=0) for model in models]),
+        orders=np.array([model.order for model in models]),
         sources=sources,
         whole=frames.sum(1),
         frames=frames,

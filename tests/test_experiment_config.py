@@ -30,7 +30,7 @@ def test_the_example_is_the_papers_experiment():
     labels = [m.label for m in models_of(config)]
     orders = (2, 4, 8, 16, 32, 64, 128)
     assert labels == [f"{kind}-NMF {k}" for kind in ("VB", "ML") for k in orders]
-    assert all(m.orders == (k, 32) for m, k in zip(models_of(config), orders * 2, strict=True))
+    assert all((m.orders, m.order) == ((k, 32), k) for m, k in zip(models_of(config), orders * 2, strict=True))
 
 
 def test_several_orders_of_two_sources_and_other_transforms():
@@ -39,7 +39,9 @@ def test_several_orders_of_two_sources_and_other_transforms():
     )
     config = parse_config(text)
     assert config.transform == QERB(2000, 20, 1024)
-    assert [m.label for m in models_of(config)][:4] == ["VB-NMF 1x1", "VB-NMF 1x3", "VB-NMF 2x1", "VB-NMF 2x3"]
+    models = models_of(config)[:4]
+    assert [m.label for m in models] == ["VB-NMF 1x1", "VB-NMF 1x3", "VB-NMF 2x1", "VB-NMF 2x3"]
+    assert [m.order for m in models] == [1, 3, 2, 3]
 
 
 def test_results_depend_on_settings_and_not_on_places_or_processes():
