@@ -278,7 +278,7 @@ def _about(small: Sequence[_Small]) -> dict[str, Any]:
 
 def _coordinates(small: Sequence[_Small], frames: int, bands: int) -> dict[str, Any]:
     first = small[0]
-    kinds = [_kind(model, order) for model, order in zip(first.models, first.orders.tolist(), strict=True)]
+    kinds = [_kind(model, largest) for model, largest in zip(first.models, first.orders.tolist(), strict=True)]
     models = list(first.models)
     return {
         "example": [s.name for s in small],
@@ -288,17 +288,19 @@ def _coordinates(small: Sequence[_Small], frames: int, bands: int) -> dict[str, 
         "source": list(first.sources),
         "model": models,
         "other": models,
-        "kind": ("model", kinds),
-        "order": ("model", first.orders),
+        "kind": ("model", [kind for kind, _ in kinds]),
+        "order": ("model", [order for _, order in kinds]),
         "term": list(first.terms),
         "frame": np.arange(frames),
         "band": np.arange(bands),
     }
 
 
-def _kind(model: str, order: int) -> str:
-    """The label without its order: "VB-NMF" of "VB-NMF 8"."""
-    return model.removesuffix(str(order)).rstrip() or model if order else model
+def _kind(model: str, largest: int) -> tuple[str, int]:
+    """The label and its order, ("VB-NMF", 8) of "VB-NMF 8"; where there is no such one, the largest of its sources."""
+    kind, _, order = model.rpartition(" ")
+    # The label has the order that varies: beside voices of 2 and 8 spectra a noise of 32 has the largest.
+    return (kind, int(order)) if largest and kind and order.isdecimal() else (model, largest)
 
 
 def _single(small: Sequence[_Small]) -> dict[str, list[Any]]:

@@ -49,7 +49,7 @@ class Record(eqx.Module):
     models
         Labels, such as "VB-NMF 8".
     orders
-        Model order of each model, 0 where it has none.
+        Largest order among the sources of each model, 0 where it has none; the order that varies is in its label.
     sources
         Names of the true sources that are scored.
     whole, frames, bands

@@ -72,6 +72,13 @@ def test_everything_recorded_stands_in_the_tree(tree, drawn):
     assert list(frames["speaker"].values) == [r.group[0] for r in drawn] and "nested" not in frames.coords
 
 
+def test_the_order_is_the_one_that_varies(drawn):
+    """Beside a source of more components than the others have, the order of a model is still that of its label."""
+    found = corpus_tree([eqx.tree_at(lambda r: r.orders, record, np.array([16, 16, 32, 16])) for record in drawn])
+    assert list(found["scores"]["kind"].values) == ["VB-NMF"] * 3 + ["ML-NMF"]
+    assert list(found["scores"]["order"].values) == [2, 8, 32, 8]
+
+
 def test_small_errors_keep_their_digits():
     """Estimates 80 dB above their errors, of which single precision would leave nothing in a Gram."""
     record, truth, _ = make_record("a", "test", 0, "g", seed=1)
