@@ -44,10 +44,10 @@ def frames():
 def agree(found, exact, rounding=0.0):
     """Assert that weights average to the truth and that stated standard errors are those of repetitions.
 
-    `found` has the units [repetition, *unit] of every problem, `exact` [problem, *unit]. E[w] = Z holds exactly, so that
-    pooled weights over Z average to 1 within their own standard error, and within what rounding, in nats, changes. The
-    scatter of the values over repetitions, in units of the mean square of the stated errors, is chi-squared. Limits are
-    passed once in a million calls, were it all normal.
+    `found` has the units [repetition, *unit] of every problem, `exact` [problem, *unit]. E[w] = Z holds exactly, so
+    that pooled weights over Z average to 1 within their own standard error, and within what rounding, in nats, changes.
+    The scatter of the values over repetitions, in units of the mean square of the stated errors, is chi-squared. Limits
+    are passed once in a million calls, were it all normal.
 
     Returns the root mean square of the errors.
     """
