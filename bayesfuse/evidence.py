@@ -67,6 +67,8 @@ class Evidence(eqx.Module):
         Of every draw or chain.
     upper
         Estimate from chains that go back from the true factors, an upper bound in expectation; None without them.
+    upper_error
+        Its standard error given these factors, the one draw of the posterior that all chains leave from.
     acceptance
         Mean probability with which chains moved; NaN for independent draws.
     """
@@ -76,6 +78,7 @@ class Evidence(eqx.Module):
     effective_size: Float[np.ndarray, "*unit"]
     log_weights: Float[np.ndarray, "draw *unit"]
     upper: Float[np.ndarray, "*unit"] | None
+    upper_error: Float[np.ndarray, "*unit"] | None
     acceptance: float
 
     @property
@@ -234,13 +237,21 @@ def _summary(
     """log mean w and its standard error by the delta method, in the unit of the mixture."""
     frames = item.power.shape[0] if item.dictionary is not None else 1
     offset = float(item.offset) * frames
+    value, error, size = _log_mean(log_weights)
+    upper = upper_error = None
+    if reverse is not None:
+        inverse, upper_error, _ = _log_mean(-reverse)
+        upper = np.asarray(offset - inverse)
+    return Evidence(np.asarray(value + offset), error, size, log_weights + offset, upper, upper_error, acceptance)
+
+
+def _log_mean(log_weights: Float[np.ndarray, "draw *unit"]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """log of the mean weight, its standard error, and the effective sample size."""
     count = log_weights.shape[0]
     total = _log_sum(log_weights)
     size = np.exp(2 * total - _log_sum(2 * log_weights))
     error = np.sqrt(np.maximum(count / size - 1, 0.0) / (count - 1))
-    upper = None if reverse is None else np.asarray(math.log(count) - _log_sum(-reverse) + offset)
-    value = np.asarray(total - math.log(count) + offset)
-    return Evidence(value, np.asarray(error), np.asarray(size), log_weights + offset, upper, acceptance)
+    return np.asarray(total - math.log(count)), np.asarray(error), np.asarray(size)
 
 
 def _log_sum(values: Float[np.ndarray, "draw *unit"]) -> Float[np.ndarray, "*unit"]:

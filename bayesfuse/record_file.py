@@ -49,7 +49,7 @@ class Record(eqx.Module):
     models
         Labels, such as "VB-NMF 8".
     orders
-        Model order of each model, 0 where it has none.
+        Model order of each model: the one in its label, the largest of several; 0 where it has none.
     sources
         Names of the true sources that are scored.
     whole, frames, bands

@@ -43,6 +43,7 @@ from bayesfuse.evidence_checks import Gap, learn_gap, rank_correlations
 from bayesfuse.grams import Gram, gram, sdr, squared_error
 from bayesfuse.separators.vb_nmf import Settings, fit_joint
 from bayesfuse.simplex_qp import oracle_weights
+from bayesfuse.static import static_weights
 
 CRITERIA = {
     "marginal": "free energy, marginal",
@@ -241,6 +242,12 @@ def fusion_table(train: Corpus, test: Corpus) -> str:
         "best single order of the validation mixtures": (reference, reference_frames),
         "mean": (np.asarray(sdr(fusion.mean_weights(count), g)), np.asarray(sdr(fusion.mean_weights(count), total))),
     }
+    static = static_weights(train.whole, loss="sdr")
+    rows["static weights"] = (np.asarray(sdr(static, g)), np.asarray(sdr(static, total)))
+    every = [np.array([r["total"] for r in corpus.records]) for corpus in (train, test)]
+    rule = learn_vb(train.whole, every[0], loss="sdr", num_frames=train.lengths)[0]
+    label = f"learned prior and beta, {CRITERIA['marginal']}, all frames"
+    rows[label] = (np.asarray(sdr(rule.weights(every[1], num_frames=test.lengths), g)), None)
     for name, label in CRITERIA.items():
         fit_on, totals = train.totals(name), test.totals(name)
         frames = np.moveaxis(test.criteria[name], 1, -1)

@@ -1,5 +1,6 @@
 """Tables of `benchmarks/evidence.py` on records whose answers are known."""
 
+import functools
 import importlib
 import sys
 from pathlib import Path
@@ -47,7 +48,11 @@ def cells(table, label):
     return [cell.strip() for cell in line[len(label) :].split("  ") if cell.strip()]
 
 
-def test_tables_of_records_with_known_answers(script):
+def test_tables_of_records_with_known_answers(script, monkeypatch):
+    # The search for priors and temperatures, which has tests of its own, takes nearly all of the time.
+    monkeypatch.setattr(script, "learn_vb", functools.partial(script.learn_vb, starts=1))
+    rows = {name: script.CRITERIA[name] for name in ("marginal", "corrected", "evidence")}
+    monkeypatch.setattr(script, "CRITERIA", rows)
     train, test = (script.Corpus([record(script, seed) for seed in seeds]) for seeds in (range(4), range(4, 10)))
     bound, evidence = (np.moveaxis(train.criteria[name], 1, -1) for name in ("marginal", "evidence"))
     gap = learn_gap(bound, evidence, script.ORDERS)
@@ -73,5 +78,33 @@ def test_tables_of_records_with_known_answers(script):
     assert chosen[0].split()[0] == f"{singles.max(0).mean():.2f}"
     # Every frame has the same ranking: selection per frame is selection per signal.
     assert chosen[2].split()[0] == chosen[0].split()[0]
+    # The first of these rules sees a multiple of what the second sees.
+    all_frames, sampled = (
+        cells(table, f"learned prior and beta, free energy, marginal{end}") for end in (", all frames", "")
+    )
+    assert float(all_frames[0].split()[0]) == pytest.approx(float(sampled[0].split()[0]), abs=0.02)
+    static = float(cells(table, "static weights")[0].split()[0])
+    assert static > float(cells(table, "best single order of the validation mixtures")[0].split()[0])
     oracle = float(cells(table, "oracle fusion")[0].split()[0])
     assert oracle >= float(chosen[0].split()[0])
+
+
+def test_a_gap_is_judged_on_other_recordings(script):
+    """Evidence that knows the order, bounds below it by a line: corrected, they tell as much."""
+    drawn = importlib.import_module("_evidence_drawn")
+    rng = np.random.default_rng(0)
+    orders = np.array(drawn.ORDERS)
+    truth = rng.integers(len(orders), size=40)
+    evidence = np.where(np.arange(len(orders)) == truth[:, None], 0.0, -3.0) + rng.normal(scale=100.0, size=(40, 1))
+    gaps = 20.0 + 50.0 * orders + np.where(np.arange(40) % 2, 1.0, -1.0)[:, None] * orders
+    error = np.full_like(evidence, 0.5)
+    upper = evidence[np.arange(40), truth] + 2.0
+    found = drawn.Drawn(drawn.ORDERS, truth, evidence - gaps, evidence, error, error, upper)
+    table = drawn.report_learned(found)
+    assert cells(table, "4")[0] == "220" and "learned gap 50.0 nats per component" in table
+    assert "mean 2.0, from 2.0 to 2.0 nats" in table
+    assert cells(table, "evidence")[0] == "1.00" and cells(table, "bound + log K!")[4].startswith("1:40")
+    # Even recordings have gaps of 49 nats per component, odd ones of 51: with the other half's, each is 2 nats per
+    # component off, and in the wrong direction. A gap learned on all of them would be half as wrong.
+    corrected = evidence - np.where(np.arange(40) % 2, 2.0, -2.0)[:, None] * orders
+    assert cells(table, "bound + log K! + learned gap")[0] == f"{np.mean(corrected.argmax(1) == truth):.2f}"
