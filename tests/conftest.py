@@ -23,6 +23,13 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("bayesfuse")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def programs_of_a_file_only() -> Iterator[None]:
+    """Frees compiled programs after each file of tests: they share few, and all together take gigabytes."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture(params=[np.float32, np.float64], ids=["float32", "float64"])
 def dtype(request: pytest.FixtureRequest) -> type[np.floating]:
     """Both precisions, one after the other."""
