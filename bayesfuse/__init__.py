@@ -140,6 +140,7 @@ _MODULES = {
     "metrics",
     "mixture_mapping",
     "model",
+    "network_average",
     "neural",
     "nmf",
     "objectives",

@@ -23,11 +23,13 @@ from bayesfuse._streaming import pieces
 from bayesfuse.features import FeatureConfig, FeaturePipeline, Inputs, fit_features, mean_power, spectra
 from bayesfuse.fusion import Bands, Gram, fuse, fuse_blocks, gram
 from bayesfuse.mixture_mapping import MixtureMapping
+from bayesfuse.network_average import NetworkAverage
 from bayesfuse.neural import FusionNetwork, NetworkConfig, Trained, TrainingSet, frame_weights, train
 from bayesfuse.rules import positions
 from bayesfuse.transforms import STFT
 
 KIND = "bayesfuse network fusion"
+AnyNetwork = FusionNetwork | NetworkAverage | MixtureMapping
 
 # Entries of all signals together in a piece of a long recording: 8 MiB in single precision.
 _PIECE = 1 << 21
@@ -65,7 +67,7 @@ class NetworkRule(eqx.Module):
         How it came about, JSON-ready: settings, validation SDR, versions.
     """
 
-    network: FusionNetwork | MixtureMapping
+    network: AnyNetwork
     pipeline: FeaturePipeline
     separators: tuple[str, ...] = eqx.field(static=True, converter=tuple)
     sources: tuple[str, ...] = eqx.field(static=True, converter=tuple)
@@ -285,17 +287,22 @@ class NetworkRule(eqx.Module):
         return [[estimates[s][j] for j in self.sources] for s in self.separators]
 
 
-def _size(network: FusionNetwork | MixtureMapping) -> dict[str, Any]:
+def _size(network: AnyNetwork) -> dict[str, Any]:
     """What `_blank` must know to make one of the same size."""
     if isinstance(network, MixtureMapping):
         return {"components": network.num_components}
+    if isinstance(network, NetworkAverage):
+        return {"members": [_size(member) for member in network.members]}
     return {"hidden": network.hidden}
 
 
-def _blank(about: Mapping[str, Any], num_features: int, shape: tuple[int, int, int]) -> FusionNetwork | MixtureMapping:
+def _blank(about: Mapping[str, Any], num_features: int, shape: tuple[int, int, int]) -> AnyNetwork:
     if "components" in about:
         return MixtureMapping.uniform(about["components"], num_features, shape)
-    return FusionNetwork(jax.random.key(0), num_features, about["hidden"], shape)
+    key = jax.random.key(0)
+    if "members" in about:
+        return NetworkAverage([FusionNetwork(key, num_features, m["hidden"], shape) for m in about["members"]])
+    return FusionNetwork(key, num_features, about["hidden"], shape)
 
 
 class Recording(NamedTuple):

@@ -20,6 +20,7 @@ from bayesfuse import features, metrics, neural
 from bayesfuse.fusion import squared_error
 from bayesfuse.grams import Bands, Gram, gram
 from bayesfuse.mixture_mapping import train_mixture
+from bayesfuse.network_average import NetworkAverage
 from bayesfuse.network_costs import Cost
 from bayesfuse.neural import NetworkConfig, Training, TrainingSet
 from bayesfuse.simplex_qp import oracle_weights
@@ -189,6 +190,13 @@ class Networks:
                 Learned(pipeline, network, *(standing(part, network, static) for part in (train, validation)))
             )
         return learned
+
+    def average(self, name: str, kind: str, learned: Sequence[Learned]) -> Learned:
+        """The mean of networks that were trained on the features of a variant."""
+        pipeline, train, validation = self.sets(name, kind)
+        network = NetworkAverage([one.network for one in learned])
+        static = _static(train)
+        return Learned(pipeline, network, *(standing(part, network, static) for part in (train, validation)))
 
     def mixture(self, name: str, kind: str) -> Learned:
         """A Gaussian mixture on the features of a variant, each utterance counting alike."""

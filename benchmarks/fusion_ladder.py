@@ -9,8 +9,8 @@ orders, separated by `_separations.py` with cross-fitted dictionaries, are fused
     single models, their mean, the best single and static weights learned on training mixtures
     free energies: selection and average, per signal and per frame, with learned prior and temperature, and the
         library's extensions, one switch each; stacking and pseudo-BMA+, which need no training
-    networks: the four costs of the paper, and the SDR of the mini-batch and of the utterance; a Gaussian mixture in the
-        place of the network, on principal components
+    networks: the four costs of the paper, the SDR of the mini-batch and of the utterance, and the mean of all six; a
+        Gaussian mixture in the place of the network, on principal components
     oracles: selection, and fusion per signal, per frame, per frame and band
 
 Rules are learned on the training mixtures; what the network is told, and its architecture, are those that do best on
@@ -261,6 +261,7 @@ def evaluate(separations: Separations, options: argparse.Namespace, cache: Path)
             name = WITHOUT_ENERGIES.get(chosen, chosen) if kind == "ML-NMF" else chosen
             costs = dict(zip(COSTS, trainer.train(name, kind, COSTS), strict=True))
             trained = {f"network, {cost.upper().replace('_', ' ')}": found for cost, found in costs.items()}
+            trained["mean of these networks"] = trainer.average(name, kind, list(costs.values()))
             trained["Gaussian mixture"] = trainer.mixture(COMPONENTS, kind)
             print(f"\n{kind}: {name}\n" + ablation(trained), flush=True)
             for rule, found in trained.items():
@@ -277,10 +278,12 @@ def evaluate(separations: Separations, options: argparse.Namespace, cache: Path)
 
     from tqdm.auto import tqdm
 
+    quick = set(separations.data.mixtures("test", True).names)
     for item in tqdm(
         separations.load("test", None if options.full else True, options.limit), desc="scoring", unit="mixture"
     ):
-        about.append({"name": item.name, "snr": item.snr, "utterance": item.utterance, "noise": item.noise})
+        known = {"name": item.name, "snr": item.snr, "utterance": item.utterance, "noise": item.noise}
+        about.append(known | {"quick": item.name in quick})
         energy = item.free_energy
         for kind in KINDS:
             for name, weights in constant[kind].items():
@@ -301,8 +304,18 @@ def evaluate(separations: Separations, options: argparse.Namespace, cache: Path)
 
 
 def report(found: dict[str, Any]) -> str:
-    """The tables, as text."""
-    items = found["items"]
+    """The tables, as text: of all items, and of the quick ones among them."""
+    quick = [item["quick"] for item in found["items"]]
+    parts = [tables(found, np.ones(len(quick), bool))]
+    if any(quick) and not all(quick):
+        parts.append("The quick ones among them:\n\n" + tables(found, np.array(quick)))
+    parts.append("seconds of learning: " + ", ".join(f"{n} {s:.1f}" for n, s in found["seconds"].items()))
+    return "\n\n".join(parts)
+
+
+def tables(found: dict[str, Any], chosen: np.ndarray) -> str:
+    """A table per kind of models, of some of the items."""
+    items = [item for item, wanted in zip(found["items"], chosen, strict=True) if wanted]
     snrs = [item["snr"] for item in items]
     groups = [item["utterance"] for item in items], [item["noise"] for item in items]
 
@@ -311,17 +324,19 @@ def report(found: dict[str, Any]) -> str:
 
     parts = []
     for kind, rows in found["rows"].items():
-        values = {name: np.array(row) for name, row in rows.items()}
+        values = {name: np.array(row)[chosen] for name, row in rows.items()}
         static = max((values[n] for n in ("static, MSE", "static, SDR")), key=np.mean)
         body = []
         for name, row in values.items():
             grain = found["grains"].get(name)
             gap = np.nan if grain is None else values[grain].mean() - static.mean()
             share = "-" if grain is None or name in MODELS else f"{100 * (row.mean() - static.mean()) / gap:.0f} %"
-            body.append([name, interval(row), interval(row - values["static selection"]), share])
+            gains = [interval(row - base) for base in (values["static selection"], static)]
+            body.append([name, interval(row), *gains, share])
         title = f"{kind}: {len(items)} test mixtures, rules learned on {found['train']}"
-        parts.append(common.table(["SDR (dB)", "", "over best single", "share of the gap"], body, title=title))
-    parts.append("seconds of learning: " + ", ".join(f"{n} {s:.1f}" for n, s in found["seconds"].items()))
+        parts.append(
+            common.table(["SDR (dB)", "", "over best single", "over static", "share of the gap"], body, title=title)
+        )
     return "\n\n".join(parts)
 
 

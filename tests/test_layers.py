@@ -23,6 +23,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "network_costs",
         "training_set",
         "neural",
+        "network_average",
         "mixture_mapping",
         "network_rule",
         "mask_networks",
