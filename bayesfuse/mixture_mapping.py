@@ -47,6 +47,8 @@ _TOLERANCE = 1e-8
 # Share of all errors below which those of a component need not be balanced to this tolerance.
 _NEGLIGIBLE = 1e-10
 _MAX_SWEEPS = 300
+# A residual that costs less than 1e-4 dB is not worth a word.
+_WARNED = 1e-5
 
 
 class MixtureMapping(eqx.Module):
@@ -318,19 +320,26 @@ def _minimise_jointly(
             block = matrix[:, own, own]
             here = (block @ a[:, k, :, None])[..., 0]
             step = minimise_on_simplex(block, here - gradient[:, k]) - a[:, k]
-            # Rounding must not lead uphill. Without the mean, which a step does not change, the slope keeps its digits.
+            # Without the mean, which a step does not change, the slope keeps its digits.
             slope = gradient[:, k] - (a[:, k] * gradient[:, k]).sum(axis=-1, keepdims=True)
             change = (step * (2.0 * slope + (block @ step[..., None])[..., 0])).sum(axis=-1)
-            step = np.where(change < 0, 1.0, 0.0)[:, None] * step
+            # Where the slope dwarfs the curvature, as for components with next to no frames, the minimum is a corner.
+            diagonal = np.diagonal(block, axis1=1, axis2=2)
+            corners = 2.0 * (slope - here) + diagonal + (a[:, k] * here).sum(axis=-1, keepdims=True)
+            corner = np.eye(models)[corners.argmin(axis=-1)] - a[:, k]
+            step = np.where((corners.min(axis=-1) < change)[:, None], corner, step)
+            # Rounding must not lead uphill.
+            step = np.where(np.minimum(corners.min(axis=-1), change) < 0, 1.0, 0.0)[:, None] * step
             a[:, k] += step
             gradient += (matrix[:, :, own] @ step[..., None]).reshape(a.shape)
         weights[open_] = a
     else:
-        warnings.warn(
-            f"the weights of {count} components are not at the minimum after {_MAX_SWEEPS} rounds, with a residual of "
-            f"up to {residual.max():.1g} of the optimality conditions; fewer components overlap less.",
-            stacklevel=4,
-        )
+        if residual.max() > _WARNED:
+            warnings.warn(
+                f"the weights of {count} components are not at the minimum after {_MAX_SWEEPS} rounds, with a residual "
+                f"of up to {residual.max():.1g} of the optimality conditions; fewer components overlap less.",
+                stacklevel=4,
+            )
     return weights
 
 
