@@ -29,6 +29,8 @@ Reader = Callable[[int, int, Sequence[float]], Waveforms]
 # The peak of a cross-correlation counts if it exceeds the median of the magnitudes by this factor: the largest of ten
 # thousand products of unrelated noises lies at six, an estimate of a source at -20 dB of the mixture far above.
 _DISTINCT = 8.0
+# Share by which a lag must raise the correlation; less than that costs -37 dB at most to leave as it is.
+_WORTH = 1e-4
 # Below this energy relative to the mixture an estimate is silent, and has neither lag nor gain.
 _SILENT = 1e-7
 # Residual relative to the mixture below which estimates count as summing to it: -25 dB.
@@ -159,7 +161,11 @@ def _cross_correlation(
 
 
 def _peak(products: Float[np.ndarray, " lag"], sub_sample: bool) -> tuple[float, float]:
-    """Lag and sign of the largest product of the sharpened cross-correlation; a lag of NaN if it is not distinct."""
+    """Lag and sign of the largest product of the sharpened cross-correlation; a lag of NaN if it is not distinct.
+
+    Sound that repeats itself has not died away where the correlation is cut off, and sharpening lifts the cut: a lag
+    must be worth more than none in the correlation itself.
+    """
     centre = products.shape[0] // 2
     if not products.any():
         return np.nan, 1.0
@@ -167,26 +173,30 @@ def _peak(products: Float[np.ndarray, " lag"], sub_sample: bool) -> tuple[float,
         return 0.0, -1.0 if products[0] < 0 else 1.0
     fft: Any = scipy.fft
     size = fft.next_fast_len(2 * products.shape[0], real=True)
-    spectrum = fft.rfft(products, size)
-    magnitude = np.abs(spectrum)
+    plain = fft.rfft(products, size)
+    magnitude = np.abs(plain)
     # The floor keeps bins that hold rounding errors alone from being lifted.
-    spectrum = spectrum / np.sqrt(np.maximum(magnitude, 1e-9 * magnitude.max()))
+    spectrum = plain / np.sqrt(np.maximum(magnitude, 1e-9 * magnitude.max()))
     curve = fft.irfft(spectrum, size)[: products.shape[0]]
     index = int(np.argmax(np.abs(curve)))
     sign = -1.0 if curve[index] < 0 else 1.0
     if not np.abs(curve[index]) > _DISTINCT * np.median(np.abs(curve)):
         return np.nan, 1.0
     lag = float(index - centre)
+    phases = 2j * np.pi * np.arange(spectrum.shape[0]) / size
+
+    def value(transformed: np.ndarray, place: float) -> float:
+        return float(np.real(transformed @ np.exp(phases * place)))
+
     if sub_sample:
-        phases = 2j * np.pi * np.arange(spectrum.shape[0]) / size
-
-        def negative(place: float) -> float:
-            return -sign * float(np.real(spectrum @ np.exp(phases * place)))
-
-        found: Any = minimize_scalar(negative, bounds=(index - 1.0, index + 1.0), method="bounded")
+        found: Any = minimize_scalar(
+            lambda place: -sign * value(spectrum, float(place)), bounds=(index - 1.0, index + 1.0), method="bounded"
+        )
         nearest = float(np.rint(found.x))
         # A hundredth of a sample is not told from none.
         lag = (nearest if abs(found.x - nearest) < 0.01 else float(found.x)) - centre
+    if abs(value(plain, lag + centre)) <= (1.0 + _WORTH) * abs(value(plain, float(centre))):
+        return 0.0, -1.0 if products[centre] < 0 else 1.0
     return lag, sign
 
 

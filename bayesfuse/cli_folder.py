@@ -21,6 +21,7 @@ LAYOUT = """\
 the files (WAV, FLAC or OGG; NAME may contain folders):
   MIXTURES/NAME.wav
   ESTIMATES/SEPARATOR/NAME/SOURCE.wav           and, where a model knows it, free_energy.nc beside it
+                                                (Result.write_estimates writes both for every order)
   REFERENCES/NAME/SOURCE.wav                    the true sources, where they are known
 or --manifest files.csv with the columns name,kind,separator,source,path[,group] and the kinds mixture, estimate,
 reference and free_energy."""
@@ -59,7 +60,7 @@ def add_frames(group: Any) -> None:
         type=cli_options.even,
         default=1024,
         metavar="N",
-        help="length of a frame in samples, even (default 1024)",
+        help="length of a frame in samples, even (default 1024); those of free energies are as their files say",
     )
     group.add_argument(
         "--per-channel", action="store_true", help="weights of their own for every channel (default: shared)"
@@ -98,10 +99,29 @@ def reading(args: argparse.Namespace, files: "Folder", keep: Any, pool: Executor
     report = check(files, keep=keep, executor=pool, progress=cli_options.bars(args))
     if not args.quiet:
         print(report.table())
-        if report.corrections and not args.align:
-            print("Fused as they are; --align repairs lags, gains and inversions.")
+        if report.corrections or any(finding.differences for finding in report.findings.values()):
+            what = "lags, gains, inversions, and other rates, channels and lengths"
+            print(f"Repaired: {what}." if args.align else f"Read as they are; --align repairs {what}.")
         print()
     return Reading.aligned(report) if args.align else Reading()
+
+
+def note_references(args: argparse.Namespace, files: "Folder") -> None:
+    """Says of which mixtures and sources no truth is known, when some are: they are left out."""
+    unknown = []
+    for item in files.items:
+        missing = [source for source in files.sources if source not in item.references]
+        unknown += [item.name] if len(missing) == len(files.sources) else [f"{item.name}/{s}" for s in missing]
+    if unknown and not args.quiet:
+        shown = ", ".join(unknown[:5]) + (", ..." if len(unknown) > 5 else "")
+        print(f"No reference, left out: {len(unknown)} ({shown}).\n")
+
+
+def check_output(output: Path, args: argparse.Namespace) -> None:
+    """Raises a ValueError if outputs would lie in a folder of inputs, where the next run would find them."""
+    for root in (args.mixtures, args.estimates, args.references):
+        if root is not None and output.resolve().is_relative_to(Path(root).resolve()):
+            raise ValueError(f"cannot write into {output}: it lies in the inputs {root}; name another folder")
 
 
 def transform(args: argparse.Namespace) -> "STFT":

@@ -1,6 +1,7 @@
 """`bayesfuse fuse`."""
 
 import argparse
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,8 @@ if TYPE_CHECKING:
     from bayesfuse.separators.folder import Folder
 
 _DESCRIPTION = f"""\
-Combines what several separators made of the same mixtures into one estimate per source, usually better than any.
+Combines what several separators made of the same mixtures into one estimate per source, often better than any of them;
+--ladder tells whether it can be.
 
 {cli_folder.LAYOUT}
 
@@ -25,7 +27,8 @@ _EPILOG = """\
 methods:
   mean                    all separators alike; needs nothing
   static-mse, static-sdr  the constant weights best on your training pairs: see `bayesfuse train`
-  select, vb              by free energy: the best separator, or all by how well they explain the mixture
+  select, vb              by free energy: the best separator, or all by how well they explain the mixture; the separator
+                          with the best SDR on training pairs is learned by `bayesfuse train --method select`
   network                 weights from the sound of the mixture, by a network: see `bayesfuse train`
   oracle                  the best weights there are, from the references: tells what fusing could gain, not a method
 
@@ -71,11 +74,14 @@ def add(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs the command and returns 1 if some mixtures failed."""
-    from bayesfuse.fusing import STATE, fuse_folder
+    from bayesfuse import audio
+    from bayesfuse.fusing import STATE, check_output, fuse_folder
 
     files = cli_folder.folder(args)
     rule = _rule(args, files)
     rule.check(files)
+    cli_folder.check_output(Path(args.output), args)
+    check_output(Path(args.output), files)
     if args.ladder:
         from bayesfuse.folder_rules import check_references
 
@@ -84,7 +90,9 @@ def run(args: argparse.Namespace) -> int:
     with cli_folder.workers(args.workers) as pool:
         reading = cli_folder.reading(args, files, state / "check", pool)
         failed = _print_ladder(args, files, reading, state / "ladder", pool) if args.ladder else {}
-        cli_options.stage(args, "combining the estimates")
+        method = args.weights or args.method or "mean"
+        cli_options.stage(args, f"combining the estimates ({method})")
+        begun = time.perf_counter()
         outcome = fuse_folder(
             files,
             args.output,
@@ -94,8 +102,13 @@ def run(args: argparse.Namespace) -> int:
             executor=pool,
             progress=cli_options.bars(args),
         )
+        seconds = time.perf_counter() - begun
     if not args.quiet:
         print(f"{len(outcome.done)} made, {len(outcome.kept)} kept, {len(outcome.failed)} failed: {args.output}")
+        made = {name.rpartition("/")[0] for name in outcome.done}
+        if made:
+            sound = sum(audio.info(item.mixture).duration for item in files.items if item.name in made)
+            print(f"{seconds:.1f} s for {sound:.1f} s of mixtures: real-time factor {seconds / sound:.3g}")
     return cli_folder.report_failures(
         {**{f"ladder of {name}": text for name, text in failed.items()}, **outcome.failed}
     )
@@ -107,6 +120,7 @@ def _print_ladder(
     """Prints the ladder per file and on average, and returns what failed."""
     from bayesfuse.folder_ladder import about_best, ladder_of_folder
 
+    cli_folder.note_references(args, files)
     frames = cli_folder.transform(args)
     found, failed = ladder_of_folder(
         files, reading=reading, transform=frames, keep=keep, executor=pool, progress=cli_options.bars(args)
@@ -133,13 +147,25 @@ def _rule(args: argparse.Namespace, files: "Folder") -> "Rule":
     """The rule that the options name."""
     from bayesfuse.folder_rules import Mean, Oracle, Select
 
+    if args.beta is not None and (args.method != "vb" or args.weights is not None):
+        raise ValueError("--beta is for --method vb without --weights, whose temperature was learned")
+    if args.time_varying and args.method in (None, "mean") and args.weights is None:
+        raise ValueError("--method mean has constant weights: leave out --time-varying, or choose another method")
     if args.weights is not None:
         rule = _load(args.weights)
         if args.method is not None and args.method not in rule.methods:
             raise ValueError(
                 f"{args.weights} holds weights of {' or '.join(rule.methods)}, not {args.method}: leave out --method"
             )
+        if args.per_channel or (args.time_varying and not rule.time_varying):
+            option = "--per-channel" if args.per_channel else "--time-varying"
+            raise ValueError(
+                f"{option}: whether weights are shared by channels and frames is decided when they are learned; give "
+                f"it to `bayesfuse train`, whose {args.weights} has them so, and leave it out here"
+            )
         return rule
+    if args.per_channel and args.method != "oracle":
+        raise ValueError("--per-channel is for the oracle, and for `bayesfuse train`: leave it out")
     if args.method in (None, "mean"):
         return Mean()
     if args.method == "select":

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from bayesfuse import cli_folder, cli_options
 
 if TYPE_CHECKING:
+    from bayesfuse.cross_validation import CrossValidation
     from bayesfuse.examples import Reading
     from bayesfuse.fusing import Outcome
     from bayesfuse.rules import Rule
@@ -28,7 +29,7 @@ _EPILOG = """\
 methods:
   static-sdr    constant weights with the best mean SDR (default)
   static-mse    constant weights with the least squared error over all mixtures
-  select        the one separator with the best mean SDR
+  select        the one separator with the best mean SDR (`fuse --method select` chooses by free energy instead)
   vb            weights by free energy: how far to trust it, and a prior
   network       weights per frame from the sound, by a network; wants an hour or more of mixtures
 
@@ -83,6 +84,8 @@ def run(args: argparse.Namespace) -> int:
     from bayesfuse.training import check_trainable
 
     if args.method == "network":
+        if args.per_channel:
+            raise ValueError("--per-channel is for constant weights and vb: a network's are shared by the channels")
         check_references(files, "network")
     else:
         if args.features or args.free_energies:
@@ -91,6 +94,7 @@ def run(args: argparse.Namespace) -> int:
     keep = output.with_name(f".{output.name}.work")
     with exclusive(keep / "lock"), cli_folder.workers(args.workers) as pool:
         reading = cli_folder.reading(args, files, keep / "check", pool)
+        cli_folder.note_references(args, files)
         cli_options.stage(args, "learning")
         learn = _train_network if args.method == "network" else _train_rules
         outcome, text = learn(args, files, reading, keep, pool)
@@ -123,7 +127,7 @@ def _train_rules(
         return outcome, ""
     lines = [_table(rules)]
     for name in rules:
-        lines.append(f"{name}: {judge(args.method, pairs[name], name) or 'no cross-validation of this'}")
+        lines.append(f"{name}: {_judged(judge(args.method, pairs[name], name)) or 'no cross-validation of this'}")
     return outcome, "\n".join(lines)
 
 
@@ -153,8 +157,16 @@ def _train_network(
     ]
     cli_options.stage(args, "cross-validation")
     for name, judged in judge_network(examples, progress=progress).items():
-        lines.append(f"{name}: {judged or 'no cross-validation: it takes three groups of mixtures with this source'}")
+        text = _judged(judged) or "no cross-validation: it takes three groups of mixtures with this source"
+        lines.append(f"{name}: {text}")
     return outcome, "\n".join(lines)
+
+
+def _judged(found: "CrossValidation | None") -> str:
+    """The verdict, and what to do instead where it is not to fuse."""
+    if found is None:
+        return ""
+    return f"{found}" + ("" if found.verdict == "fuse" else "; `--method select` learns which separator to take alone")
 
 
 def _table(rules: "dict[str, Rule]") -> str:

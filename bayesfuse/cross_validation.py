@@ -23,6 +23,9 @@ from bayesfuse.static import static_weights
 # From the indices of training examples to a function from those of held-out examples to their weights.
 Learner = Callable[[np.ndarray], Callable[[np.ndarray], np.ndarray]]
 
+# A gain in dB below which nobody should take the trouble.
+_SHOWN = 0.01
+
 
 class CrossValidation(NamedTuple):
     """The outcome on held-out examples.
@@ -54,16 +57,21 @@ class CrossValidation(NamedTuple):
 
     @property
     def verdict(self) -> str:
-        """ "fuse" if the whole interval lies above zero, else "do not fuse"."""
-        return "fuse" if self.low > 0 else "do not fuse"
+        """ "fuse" if the whole interval shows a gain, of 0.01 dB or more, else "do not fuse"."""
+        return "fuse" if self.low >= _SHOWN else "do not fuse"
 
     def __str__(self) -> str:
         left_out = int(np.isnan(self.fused - self.single).sum())
         silent = f"; {left_out} silent examples left out" if left_out else ""
         return (
-            f"expected gain over the best single model {self.gain:+.2f} dB, {100 * self.level:g} % interval "
-            f"[{self.low:+.2f}, {self.high:+.2f}], {self.best.size} folds{silent}: {self.verdict}"
+            f"expected gain over the best single model {_signed(self.gain)} dB, {100 * self.level:g} % interval "
+            f"[{_signed(self.low)}, {_signed(self.high)}], {self.best.size} folds{silent}: {self.verdict}"
         )
+
+
+def _signed(value: float) -> str:
+    """Two digits, and no minus before zeros."""
+    return f"{round(value, 2) + 0.0:+.2f}"
 
 
 def cross_validate(

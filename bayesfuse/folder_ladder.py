@@ -85,14 +85,25 @@ def _with_best(whole: Ladder, count: int) -> Ladder:
 
 
 def about_best(found: Ladder) -> str:
-    """Which separators the rung `BEST` of `ladder_of_folder` stands for, and what they were chosen on."""
+    """Which separators the rung `BEST` of `ladder_of_folder` stands for, what they were chosen on, and what to gain."""
     count = found.rungs.index(BEST)
-    best = np.argmax(np.nan_to_num(found.mean()[:, :count], nan=-np.inf), axis=1)
-    chosen = ", ".join(f"{found.rungs[m]} for {source}" for m, source in zip(best, found.sources, strict=True))
+    means = found.mean()
+    sounding = [j for j in range(len(found.sources)) if np.isfinite(means[j, :count]).any()]
+    if not sounding:
+        return "All references are silent: there is nothing to compare."
     files = "this file itself" if len(found.files) == 1 else f"these {len(found.files)} files themselves"
-    return (
-        f"{BEST}: {chosen}.\nIt was chosen on {files}, with their references: no separator chosen beforehand, as by "
-        "`bayesfuse train --method select`, is better."
+    level = dict(zip(found.rungs, means.T, strict=True))
+    lines = []
+    for j in sounding:
+        best = int(np.nanargmax(means[j, :count]))
+        others = ", ".join(f"{name} {level[name][j]:.2f}" for name in ("mean", "oracle fusion") if name in level)
+        lines.append(f"{found.sources[j]}: best single {found.rungs[best]} {means[j, best]:.2f} dB; {others}")
+    return "\n".join(
+        [
+            *lines,
+            f"The best single ones were chosen on {files}, with their references: one that is chosen on other files, "
+            "as by `bayesfuse train --method select`, can only be worse.",
+        ]
     )
 
 

@@ -43,6 +43,11 @@ class NetworkWeights:
         """The methods of training that such weights are from."""
         return ("network",)
 
+    @property
+    def time_varying(self) -> bool:
+        """True: there are weights of their own for every frame."""
+        return True
+
     def describe(self) -> dict[str, Any]:
         """What determines the result, JSON-ready."""
         return {"method": "network", **self.origin}

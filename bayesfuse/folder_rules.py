@@ -111,7 +111,9 @@ def check_free_energies(folder: Folder, method: str) -> None:
     if not any(item.free_energies for item in folder.items):
         raise ValueError(
             f"method {method} weighs separators by their free energies, but there is no free_energy.nc beside any "
-            "estimate: only models of the mixture have one, such as our VB-NMF; choose mean, static-sdr or network."
+            "estimate: only models of the mixture have one, such as our VB-NMF, whose results write it by "
+            "`Result.write_estimates(folder, name)`. Without them, learn weights by `bayesfuse train` with the method "
+            "static-sdr, select or network."
         )
 
 

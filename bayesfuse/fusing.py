@@ -1,8 +1,9 @@
 """Fusing a folder: the outputs of several separators in, one WAV file per mixture and source out.
 
 Files are read and written in blocks, so memory does not grow with their length. A job that was interrupted, even
-killed, goes on where it was: outputs appear complete or not at all, those that exist are kept, and one process at a
-time works in a folder. A mixture that cannot be fused is reported and the others are done.
+killed, goes on where it was: outputs appear complete or not at all, those that exist are kept while the files that
+they were made from look as they did, and one process at a time works in a folder. A mixture that cannot be fused is
+reported and the others are done.
 """
 
 import json
@@ -16,6 +17,7 @@ import numpy as np
 from jaxtyping import Float
 
 from bayesfuse import audio, fusion
+from bayesfuse._fingerprint import content_hash, files_hash
 from bayesfuse._jobs import ITEM_ERRORS, over_items
 from bayesfuse._lock import exclusive
 from bayesfuse._netcdf import replacing
@@ -90,7 +92,7 @@ def fuse_folder(
     folder
         Mixtures and estimates.
     output
-        Folder to write. Outputs that are there are kept if they are from the same rule and settings.
+        Folder to write. Outputs that are there are kept if they are from the same rule, settings and files.
     rule
         Makes the weights.
     reading
@@ -105,13 +107,14 @@ def fuse_folder(
     Raises
     ------
     ValueError
-        If the folder holds outputs of another rule or settings, another process writes it, or the rule is for other
-        separators than the folder has.
+        If the folder holds outputs of another rule or settings, or inputs, another process writes it, or the rule is
+        for other separators than the folder has.
     """
     reading = Reading() if reading is None else reading
     target = Path(output)
     if target.exists() and not target.is_dir():
         raise ValueError(f"cannot write into {target}: it is a file; give the name of a folder.")
+    check_output(target, folder)
     rule.check(folder)
     with exclusive(target / STATE / "lock"):
         _remember(target, {**rule.describe(), "align": reading.adapt}, overwrite)
@@ -122,6 +125,16 @@ def fuse_folder(
         for part in over_items(_fuse_item, tasks, executor, "fusing", progress):
             outcome.add(part)
     return outcome
+
+
+def check_output(target: Path, folder: Folder) -> None:
+    """Raises a ValueError if outputs would lie among the inputs, where the next run would take them for estimates."""
+    place = target.resolve()
+    for item in folder.items:
+        estimates = [path for files in item.estimates.values() for path in files.values()]
+        for path in (item.mixture, *estimates, *item.references.values()):
+            if path.resolve().is_relative_to(place):
+                raise ValueError(f"cannot write into {target}: it holds the input {path}; name another folder.")
 
 
 @dataclass(frozen=True)
@@ -144,7 +157,8 @@ def _fuse_item(task: Task) -> Outcome:
         if not any(source in files for files in task.item.estimates.values()):
             continue  # a song without drums
         name, path = f"{task.item.name}/{source}", task.target / task.item.name / f"{source}.wav"
-        if path.is_file() and not task.overwrite:
+        made_from, look = task.target / STATE / "inputs" / task.item.name / f"{source}.txt", _look(task, separators)
+        if path.is_file() and not task.overwrite and made_from.is_file() and made_from.read_text() == look:
             outcome.kept.append(name)
             continue
         try:
@@ -152,11 +166,24 @@ def _fuse_item(task: Task) -> Outcome:
             weights, transform = task.rule.weights(example)
             path.parent.mkdir(parents=True, exist_ok=True)
             header = example.header
+            # In this order a kill leaves no output beside a note about other files, and none to be made twice.
+            path.unlink(missing_ok=True)
+            made_from.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(made_from) as temporary:
+                temporary.write_text(look)
             audio.write_blocks(path, fused_blocks(example, weights, transform), header.rate, header.channels)
             outcome.done.append(name)
         except ITEM_ERRORS as error:
             outcome.failed[name] = str(error) or type(error).__name__
     return outcome
+
+
+def _look(task: Task, separators: tuple[str, ...]) -> str:
+    """A hash of how the files look that an output is made from: which separators, their sizes and times."""
+    item = task.item
+    files = [item.mixture, *item.references.values(), *item.free_energies.values()]
+    files += [path for estimates in item.estimates.values() for path in estimates.values()]
+    return content_hash([list(separators), task.reading.describe(), files_hash(files)])
 
 
 def fused_blocks(

@@ -51,6 +51,11 @@ class Learned:
         by_energy = any(isinstance(rule, VBRule) for rule in self.rules.values())
         return ("vb",) if by_energy else ("static-mse", "static-sdr", "select")
 
+    @property
+    def time_varying(self) -> bool:
+        """Whether there are weights of their own for every frame."""
+        return any("frame" in getattr(rule, "axes", ()) for rule in self.rules.values())
+
     def describe(self) -> dict[str, Any]:
         """What determines the result, JSON-ready."""
         return {"method": "learned", **self.origin}

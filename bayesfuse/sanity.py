@@ -69,6 +69,8 @@ class SanityReport:
     def notes(self, separator: str) -> list[str]:
         """What is wrong with a separator, one text each; none if nothing is."""
         mine = {name: finding for (of, name), finding in self.findings.items() if of == separator}
+        if not any(f.sources or f.missing or f.unreadable for f in mine.values()):
+            return [f"no estimate of any mixture; expected {separator}/NAME/SOURCE.wav: left out"]
         notes = _counted("missing", [f"{name}/{s}" for name, f in mine.items() for s in f.missing])
         notes += _counted("unreadable", [f"{name}/{s}" for name, f in mine.items() for s, _ in f.unreadable])
         kinds: dict[str, list[str]] = {}
@@ -79,7 +81,7 @@ class SanityReport:
             notes += _counted(kind, files)
         measured = {name: (f.sources, f.placement) for name, f in mine.items() if f.placement is not None}
         clipped = [f"{n}/{s}" for n, (of, p) in measured.items() for s, c in zip(of, p.clipped, strict=True) if c]
-        notes += _counted("clipped", clipped)
+        notes += _counted("clipped at full scale", clipped)
         notes += self._placed(separator, list(mine))
         notes += _sums({name: (len(sources), p) for name, (sources, p) in measured.items()})
         return notes
@@ -177,8 +179,12 @@ def _finding(task: tuple[Item, str, tuple[str, ...], float, Records]) -> Finding
             kept = records.get(f"{separator}/{item.name}", inputs, lambda: _measure(inputs, mixture, max_lag))
             placement = alignment.Placement(kept["lag"], kept["gain"], float(kept["residual"]), kept["clipped"])
         except (OSError, ValueError) as error:
-            at = next((s for s in readable if str(files[s]) in str(error)), readable[0])
-            broken.append((at, str(error)))
+            at = [s for s in readable if str(files[s]) in str(error)]
+            if not at and str(item.mixture) in str(error):
+                return None
+            if not at and isinstance(error, OSError):
+                raise  # measurements cannot be kept: no file of a separator is to blame
+            broken.append((at[0] if at else readable[0], str(error)))
             readable = []
     return Finding(tuple(readable), placement, tuple(other), missing, tuple(broken))
 

@@ -7,6 +7,7 @@ from small_example import noise, voice
 from wav_folder import separate
 
 from bayesfuse import alignment
+from bayesfuse.transforms import STFT
 
 LENGTH = 24000
 MAX_LAG = 3000
@@ -158,3 +159,24 @@ def test_arguments_are_checked(pair):
         alignment.place(mixture[:, 1:], estimates, max_lag=10)
     with pytest.raises(ValueError, match="max_lag=-1"):
         alignment.place(mixture, estimates, max_lag=-1)
+
+
+@pytest.mark.parametrize(("notes", "level"), [(1, 0.02), (4, 0.02), (8, 0.3)])
+def test_sustained_notes_are_not_late(notes, level):
+    """Bass notes, which repeat themselves over the whole range of lags, and noise, by the ideal masks of an STFT."""
+    rate, samples = 16000, 16000 * max(notes, 2)
+    rng = np.random.default_rng(notes)
+    time = np.arange(samples // notes) / rate
+    tones = [55.0 * 2 ** (k / 12) * np.arange(1, 6)[:, None] for k in rng.integers(0, 12, notes)]
+    harmonics = [np.sin(2 * np.pi * f * time) / np.arange(1, 6)[:, None] ** 2 * np.exp(-time) for f in tones]
+    bass = np.concatenate([h.sum(0) for h in harmonics])
+    noise = level * rng.normal(size=samples)
+    transform = STFT(2048, 1024)
+    powers = [transform.power(transform.analysis(x[None])) for x in (bass, noise)]
+    mask = powers[0] / (powers[0] + powers[1] + 1e-12)
+    mixture = (bass + noise)[None]
+    masked = [transform.synthesis(m * transform.analysis(mixture), samples) for m in (mask, 1 - mask)]
+    for sign in (1.0, -1.0):
+        placed = alignment.place(mixture, sign * np.stack(masked), max_lag=8000)
+        np.testing.assert_allclose(placed.lag, 0.0, atol=0.05)
+        np.testing.assert_allclose(np.sign(placed.gain), sign)

@@ -58,6 +58,9 @@ class TestCrossValidation:
         same = gram(reference, np.stack([estimate] * 3))
         none = cross_validate(static_learner(same), same, groups)
         assert none.verdict == "do not fuse" and abs(none.gain) < 1e-9
+        # A gain that is sure and too small to be printed is none.
+        sure = good._replace(gain=-0.001, low=0.004)
+        assert sure.verdict == "do not fuse" and "model +0.00 dB" in str(sure)
 
     def test_learners_with_free_energies_and_frames(self):
         rng = np.random.default_rng(0)

@@ -65,10 +65,12 @@ def test_it_says_what_the_best_separator_was_chosen_on(root, capsys):
     words = [word for name in FOLDERS for word in (f"--{name}", name)]
     assert cli.main(["fuse", *words, "-o", "out", "--ladder", "--window", "256", "--no-check"]) == 0
     text = capsys.readouterr().out
-    assert "It was chosen on these 2 files themselves" in text
+    assert "The best single ones were chosen on these 2 files themselves" in text
     found, _ = ladder_of_folder(read_folder(*FOLDERS), transform=FRAMES)
     assert about_best(found) in text
     for source, values in zip(found.sources, found.mean(), strict=True):
         names = dict(zip(found.rungs, values, strict=True))
         best = max(SEPARATORS, key=names.__getitem__)
-        assert names[best] == names[BEST] and f"{best} for {source}" in text
+        assert names[best] == names[BEST]
+        rest = f"mean {names['mean']:.2f}, oracle fusion {names['oracle fusion']:.2f}"
+        assert f"{source}: best single {best} {names[best]:.2f} dB; {rest}" in text

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 from small_example import RATE
 from wav_folder import SAMPLES, SEPARATORS, SOURCES, change, put, write_folder
 
@@ -163,6 +164,15 @@ def test_weights_of_every_method_are_learned_and_applied(root, method):
     assert fuse("--weights", "weights.nc", "--method", "oracle", "--overwrite", references=True) == 2
 
 
+def test_options_that_weights_have_decided_are_refused(root, capsys):
+    assert cli.main(["train", *files(), "-o", "weights.nc", "--quiet"]) == 0
+    for option in ("--time-varying", "--per-channel"):
+        assert fuse("--weights", "weights.nc", option) == 2
+        assert f"{option}: whether weights are shared" in capsys.readouterr().err
+    assert fuse("--weights", "weights.nc", "--no-check") == 0
+    assert f"s for {3 * SAMPLES / RATE:.1f} s of mixtures: real-time factor" in capsys.readouterr().out
+
+
 def test_weights_for_other_separators_are_refused_by_name(root, capsys):
     assert cli.main(["train", *files(), "-o", "weights.nc", "--quiet"]) == 0
     Path("estimates/wide").rename("estimates/brand-new")
@@ -289,7 +299,7 @@ def test_estimates_that_do_not_sum_and_that_clip_are_reported(root, capsys):
     change(Path("estimates/wide/b/voice.wav"), lambda x: np.clip(9 * x, -1, 1))
     assert fuse() == 0
     report = capsys.readouterr().out
-    assert "estimates do not sum to the mixture in 1 (a)" in report and "clipped: 1 (b/voice)" in report
+    assert "estimates do not sum to the mixture in 1 (a)" in report and "clipped at full scale: 1 (b/voice)" in report
 
 
 def test_one_separator_identical_ones_and_perfect_ones(root):
@@ -339,6 +349,45 @@ def test_existing_outputs_are_kept(root, capsys):
     assert fuse("--method", "oracle", references=True) == 2
     assert "another method" in capsys.readouterr().err
     assert (kept.stat().st_mtime_ns, kept.stat().st_ino) == marks[kept]
+
+
+def test_outputs_of_other_inputs_are_made_anew(root, capsys):
+    """A separator that returns something else for one mixture, and then one that is gone."""
+    assert fuse("--quiet", "--no-check") == 0
+    change(Path("estimates/wide/a/voice.wav"), lambda x: 0.5 * x)
+    capsys.readouterr()
+    assert fuse("--no-check") == 0 and "2 made, 4 kept" in capsys.readouterr().out
+    np.testing.assert_allclose(read("out/a/voice.wav"), estimates("a", "voice").mean(0), atol=1e-6)
+    shutil.rmtree("estimates/dark")
+    assert fuse("--no-check") == 0 and "6 made, 0 kept" in capsys.readouterr().out
+    left = [read(f"estimates/{separator}/b/noise.wav") for separator in ("middle", "wide")]
+    np.testing.assert_allclose(read("out/b/noise.wav"), np.mean(left, axis=0), atol=1e-6)
+
+
+@pytest.mark.parametrize("output", ["estimates", "estimates/mine", "mixtures", "."])
+def test_outputs_do_not_go_among_the_inputs(root, output, capsys):
+    before = sorted(Path().rglob("*"))
+    assert cli.main(["fuse", *files(False), "-o", output]) == 2
+    assert "name another folder" in capsys.readouterr().err and sorted(Path().rglob("*")) == before
+
+
+def test_separators_without_estimates_and_missing_references_are_named(root, capsys):
+    Path("estimates/crashed").mkdir()
+    Path("references/b/voice.wav").unlink()
+    shutil.rmtree("references/c")
+    assert cli.main(["train", *files(), "-o", "weights.nc"]) == 0
+    report = capsys.readouterr().out
+    assert "no estimate of any mixture; expected crashed/NAME/SOURCE.wav: left out" in report
+    assert "No reference, left out: 2 (b/voice, c)." in report
+
+
+def test_a_bad_mixture_is_not_blamed_on_the_separators(root, capsys):
+    mixture = read("mixtures/a.wav").T.copy()
+    mixture[9] = np.nan
+    soundfile.write("mixtures/a.wav", mixture, RATE, subtype="FLOAT")
+    fuse()
+    report = capsys.readouterr().out
+    assert "unreadable" not in report and "dark: 2 mixtures, nothing wrong" in report
 
 
 def test_sounds_of_others_are_not_taken_for_ours(root, capsys):
@@ -422,6 +471,10 @@ def test_a_kill_in_the_middle_loses_nothing(root):
     ("words", "message"),
     [
         (["fuse", "-o", "out"], "give --mixtures and --estimates"),
+        (["fuse", *files(False), "-o", "out", "--beta", "5"], "--beta is for --method vb without --weights"),
+        (["fuse", *files(False), "-o", "out", "--time-varying"], "mean has constant weights"),
+        (["fuse", *files(False), "-o", "out", "--per-channel"], "--per-channel is for the oracle, and for `bayes"),
+        (["train", *files(True), "-o", "w.nc", "--method", "network", "--per-channel"], "shared by the channels"),
         (["fuse", "--manifest", "x.csv", "--mixtures", "mixtures", "-o", "out"], "--manifest lists all files"),
         (["fuse", *files(False), "-o", "out", "--workers", "0"], "--workers: must be a whole number"),
         (["fuse", *files(True), "-o", "out", "--method", "oracle", "--window", "7"], "--window: must be even"),
