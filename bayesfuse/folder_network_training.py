@@ -211,9 +211,9 @@ def collect_examples(
     window
         Length of a frame in samples.
     features
-        "log": logarithms of the powers in 32 bands on the ERB scale, relative to the level of the mixture, and a
-        network of 256 hidden units with dropout. "qerb": the powers in 350 bands, and 1,792 hidden units, as [JVR16]
-        has them. Both with two frames before and after.
+        "log": logarithms of the powers in 32 bands on the ERB scale, relative to the level of the mixture, with a
+        frame before and after, and a network of 256 hidden units with dropout. "qerb": the powers in 350 bands, with
+        two frames before and after, and 1,792 hidden units, as [JVR16] has them.
     free_energies
         Whether the free energies per frame of all separators are features, too.
     config
