@@ -244,8 +244,9 @@ def test_low_rank_problems(seed, models, rank, orders, ties):
     reference = rng.normal(size=rank) * (rng.random() < 0.9)
     matrix, cross, energy = estimates @ estimates.T, estimates @ reference, np.asarray(reference @ reference)
     weights = minimise_on_simplex(matrix, cross)
-    assert_optimal(weights, Gram(energy, cross, matrix), 1e-11)
-    assert_optimal(minimise_on_simplex(matrix, cross, energy), Gram(energy, cross, matrix), 1e-11)
+    # Two proximal steps leave less than the ridge, 1e-10, along directions that hold next to nothing.
+    assert_optimal(weights, Gram(energy, cross, matrix), 1e-10)
+    assert_optimal(minimise_on_simplex(matrix, cross, energy), Gram(energy, cross, matrix), 1e-10)
     same = (estimates[:, None] == estimates[None]).all(axis=-1)
     # Only a ridge of 1e-10 tells equal ones how to share.
     np.testing.assert_allclose(np.where(same, weights[:, None] - weights, 0.0), 0.0, atol=1e-5)
