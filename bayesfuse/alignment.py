@@ -183,10 +183,12 @@ def _peak(products: Float[np.ndarray, " lag"], sub_sample: bool) -> tuple[float,
     if not np.abs(curve[index]) > _DISTINCT * np.median(np.abs(curve)):
         return np.nan, 1.0
     lag = float(index - centre)
-    phases = 2j * np.pi * np.arange(spectrum.shape[0]) / size
+    bins = np.arange(spectrum.shape[0])
+    # All but the first, and the last of an even number, stand for a negative frequency, too.
+    twins = np.where((bins > 0) & (2 * bins < size), 2.0, 1.0) / size
 
     def value(transformed: np.ndarray, place: float) -> float:
-        return float(np.real(transformed @ np.exp(phases * place)))
+        return float(np.real((twins * transformed) @ np.exp(2j * np.pi * bins * place / size)))
 
     if sub_sample:
         found: Any = minimize_scalar(
@@ -195,7 +197,7 @@ def _peak(products: Float[np.ndarray, " lag"], sub_sample: bool) -> tuple[float,
         nearest = float(np.rint(found.x))
         # A hundredth of a sample is not told from none.
         lag = (nearest if abs(found.x - nearest) < 0.01 else float(found.x)) - centre
-    if abs(value(plain, lag + centre)) <= (1.0 + _WORTH) * abs(value(plain, float(centre))):
+    if abs(value(plain, lag + centre)) <= (1.0 + _WORTH) * abs(products[centre]):
         return 0.0, -1.0 if products[centre] < 0 else 1.0
     return lag, sign
 

@@ -110,18 +110,20 @@ def note_references(args: argparse.Namespace, files: "Folder") -> None:
     """Says of which mixtures and sources no truth is known, when some are: they are left out."""
     unknown = []
     for item in files.items:
-        missing = [source for source in files.sources if source not in item.references]
-        unknown += [item.name] if len(missing) == len(files.sources) else [f"{item.name}/{s}" for s in missing]
+        estimated = sorted({source for own in item.estimates.values() for source in own})
+        missing = [source for source in estimated if source not in item.references]
+        unknown += [item.name] if missing == estimated else [f"{item.name}/{source}" for source in missing]
     if unknown and not args.quiet:
         shown = ", ".join(unknown[:5]) + (", ..." if len(unknown) > 5 else "")
         print(f"No reference, left out: {len(unknown)} ({shown}).\n")
 
 
 def check_output(output: Path, args: argparse.Namespace) -> None:
-    """Raises a ValueError if outputs would lie in a folder of inputs, where the next run would find them."""
-    for root in (args.mixtures, args.estimates, args.references):
-        if root is not None and output.resolve().is_relative_to(Path(root).resolve()):
-            raise ValueError(f"cannot write into {output}: it lies in the inputs {root}; name another folder")
+    """Raises a ValueError if outputs would lie in or around a folder of inputs, where the next run would find them."""
+    place = output.resolve()
+    for root in (Path(text) for text in (args.mixtures, args.estimates, args.references) if text is not None):
+        if place.is_relative_to(root.resolve()) or root.resolve().is_relative_to(place):
+            raise ValueError(f"cannot write into {output}: the inputs {root} are around or in it; name another folder")
 
 
 def transform(args: argparse.Namespace) -> "STFT":

@@ -75,13 +75,12 @@ def add(commands: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Runs the command and returns 1 if some mixtures failed."""
     from bayesfuse import audio
-    from bayesfuse.fusing import STATE, check_output, fuse_folder
+    from bayesfuse.fusing import STATE, fuse_folder
 
     files = cli_folder.folder(args)
     rule = _rule(args, files)
     rule.check(files)
     cli_folder.check_output(Path(args.output), args)
-    check_output(Path(args.output), files)
     if args.ladder:
         from bayesfuse.folder_rules import check_references
 

@@ -48,6 +48,11 @@ class NetworkWeights:
         """True: there are weights of their own for every frame."""
         return True
 
+    @property
+    def informed(self) -> bool:
+        """False: true sources are needed for learning only."""
+        return False
+
     def describe(self) -> dict[str, Any]:
         """What determines the result, JSON-ready."""
         return {"method": "network", **self.origin}

@@ -19,6 +19,11 @@ Weights = tuple[list[Float[np.ndarray, "model *frame"]], STFT | None]
 class Mean:
     """The plain mean of all separators."""
 
+    @property
+    def informed(self) -> bool:
+        """False: all separators count alike."""
+        return False
+
     def describe(self) -> dict[str, Any]:
         """What determines the result, JSON-ready."""
         return {"method": "mean"}
@@ -46,6 +51,11 @@ class Select:
     """
 
     time_varying: bool = False
+
+    @property
+    def informed(self) -> bool:
+        """False: free energies decide."""
+        return False
 
     def describe(self) -> dict[str, Any]:
         """What determines the result, JSON-ready."""
@@ -82,6 +92,11 @@ class Oracle:
     time_varying: bool = False
     per_channel: bool = False
     transform: STFT = STFT()  # noqa: RUF009 (immutable)
+
+    @property
+    def informed(self) -> bool:
+        """True: the weights come from the references."""
+        return True
 
     def describe(self) -> dict[str, Any]:
         """What determines the result, JSON-ready."""

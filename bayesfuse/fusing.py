@@ -37,6 +37,11 @@ class Rule(Protocol):
         """What determines the result, JSON-ready."""
         ...
 
+    @property
+    def informed(self) -> bool:
+        """Whether the weights depend on the true sources."""
+        ...
+
     def check(self, folder: Folder) -> None:
         """Raises a ValueError if the rule cannot be applied to any mixture of the folder."""
         ...
@@ -114,7 +119,7 @@ def fuse_folder(
     target = Path(output)
     if target.exists() and not target.is_dir():
         raise ValueError(f"cannot write into {target}: it is a file; give the name of a folder.")
-    check_output(target, folder)
+    _check_output(target, folder)
     rule.check(folder)
     with exclusive(target / STATE / "lock"):
         _remember(target, {**rule.describe(), "align": reading.adapt}, overwrite)
@@ -127,7 +132,7 @@ def fuse_folder(
     return outcome
 
 
-def check_output(target: Path, folder: Folder) -> None:
+def _check_output(target: Path, folder: Folder) -> None:
     """Raises a ValueError if outputs would lie among the inputs, where the next run would take them for estimates."""
     place = target.resolve()
     for item in folder.items:
@@ -181,7 +186,7 @@ def _fuse_item(task: Task) -> Outcome:
 def _look(task: Task, separators: tuple[str, ...]) -> str:
     """A hash of how the files look that an output is made from: which separators, their sizes and times."""
     item = task.item
-    files = [item.mixture, *item.references.values(), *item.free_energies.values()]
+    files = [item.mixture, *item.free_energies.values(), *(item.references.values() if task.rule.informed else ())]
     files += [path for estimates in item.estimates.values() for path in estimates.values()]
     return content_hash([list(separators), task.reading.describe(), files_hash(files)])
 

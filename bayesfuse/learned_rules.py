@@ -56,6 +56,11 @@ class Learned:
         """Whether there are weights of their own for every frame."""
         return any("frame" in getattr(rule, "axes", ()) for rule in self.rules.values())
 
+    @property
+    def informed(self) -> bool:
+        """False: true sources are needed for learning only."""
+        return False
+
     def describe(self) -> dict[str, Any]:
         """What determines the result, JSON-ready."""
         return {"method": "learned", **self.origin}

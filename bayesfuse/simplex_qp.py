@@ -55,8 +55,8 @@ def oracle_weights(g: Gram) -> Float[AnyArray, "*batch model"]:
     """The weights on the simplex of smallest squared error, for each batch element ([JVR16] eqs. 9-10).
 
     Exact: the residual of the Karush-Kuhn-Tucker conditions is a few roundings of the Gram's scale (`kkt_residual`),
-    whatever the loudness of the audio; at most about 2e-12 of it, twice the tolerance of signs, where errors are so
-    alike that no more tells them apart. Where the minimiser is not unique, the weights are the same for estimates that
+    whatever the loudness of the audio. Where errors are all but alike, or of scales many orders apart, it is more, and
+    less than the ridge, 1e-10. Where the minimiser is not unique, the weights are the same for estimates that
     are the same; where there is nothing to decide, because all estimates are exact or everything is silent, they are
     uniform. A silent source with estimates that are not has a minimiser like any other: the quietest fused estimate.
 

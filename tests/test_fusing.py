@@ -362,6 +362,13 @@ def test_outputs_of_other_inputs_are_made_anew(root, capsys):
     assert fuse("--no-check") == 0 and "6 made, 0 kept" in capsys.readouterr().out
     left = [read(f"estimates/{separator}/b/noise.wav") for separator in ("middle", "wide")]
     np.testing.assert_allclose(read("out/b/noise.wav"), np.mean(left, axis=0), atol=1e-6)
+    # The mean knows no true source, the oracle does.
+    assert fuse("--no-check", references=True) == 0 and "0 made, 6 kept" in capsys.readouterr().out
+    assert fuse("--no-check", "--method", "oracle", "--overwrite", references=True) == 0
+    change(Path("references/c/voice.wav"), lambda x: x[:, ::-1])
+    capsys.readouterr()
+    assert fuse("--no-check", "--method", "oracle", references=True) == 0
+    assert "2 made, 4 kept" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("output", ["estimates", "estimates/mine", "mixtures", "."])

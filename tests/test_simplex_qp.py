@@ -84,9 +84,8 @@ def test_optimality_at_any_quality(seed, models, samples, noise, shared):
     """Estimates all but exact, useless, dependent, with a common error that no weights remove."""
     g = problems(seed, 20, models, samples, noise, shared)
     weights = oracle_weights(g)
-    # Beside a large common error slacks of the other models are small, and signs below 1e-12 of the lifted problem, in
-    # which the diagonal is twice as large, are taken for rounding.
-    tolerance = 1e-13 if shared < 1e4 else 2.1e-12
+    # Beside a large common error, differences drown in the ridge, 1e-10: it bounds what two proximal steps leave.
+    tolerance = 1e-13 if shared < 1e4 else 1e-10
     assert_optimal(weights, g, tolerance)
     reached = squared_error(weights, g)
     scale = np.maximum(np.diagonal(g.gram, axis1=-2, axis2=-1).max(-1), g.energy)
