@@ -59,19 +59,34 @@ class Scores:
     failed: dict[str, str]
 
     def summary(self) -> str:
-        """Means over mixtures with 95 % bootstrap intervals by group, as plain text; windows by their median first."""
+        """Means over mixtures with 95 % bootstrap intervals by group, as plain text; windows by their median first.
+
+        Where some systems were scored on fewer mixtures, the means over those that all have come after it.
+        """
         if self.table.empty:
             return "nothing was scored"
-        means = scores.summarise(scores.over_windows(self.table)).sort_values(["metric", "source"], kind="stable")
-        rows = [("metric", "source", "system", "mean", "95 %", "scored", "without a score")]
-        for row in means.itertuples(index=False):
-            interval = "" if np.isnan(row.low) else f"{row.low:.2f} to {row.high:.2f}"
-            mean = "-" if np.isnan(row.value) else f"{row.value:.2f}"
-            missing = f"{row.missing} ({row.reasons})" if row.missing else ""
-            rows.append((row.metric, row.source, row.system, mean, interval, str(row.count), missing))
-        widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
-        return "\n".join(line.rstrip() for line in lines)
+        systems = self.table.groupby("source")["system"].transform("nunique")
+        shared = self.table.groupby(["source", "name"])["system"].transform("nunique") == systems
+        if shared.all():
+            return _listing(self.table)
+        note = "not all systems have all mixtures: their means do not compare; "
+        if not shared.any():
+            return f"{_listing(self.table)}\n\n{note}no mixture was scored for all of them"
+        number = self.table.loc[shared, "name"].nunique()
+        return f"{_listing(self.table)}\n\n{note}over the {number} that all have:\n{_listing(self.table[shared])}"
+
+
+def _listing(table: Any) -> str:
+    means = scores.summarise(scores.over_windows(table)).sort_values(["metric", "source"], kind="stable")
+    rows = [("metric", "source", "system", "mean", "95 %", "scored", "without a score")]
+    for row in means.itertuples(index=False):
+        interval = "" if np.isnan(row.low) else f"{row.low:.2f} to {row.high:.2f}"
+        mean = "-" if np.isnan(row.value) else f"{row.value:.2f}"
+        missing = f"{row.missing} ({row.reasons})" if row.missing else ""
+        rows.append((row.metric, row.source, row.system, mean, interval, str(row.count), missing))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+    return "\n".join(line.rstrip() for line in lines)
 
 
 def jobs_of_folder(folder: Folder) -> list[Job]:

@@ -115,3 +115,28 @@ def test_what_does_not_fit_into_memory_is_named(tmp_path, monkeypatch):
     assert not evaluating.evaluate(jobs, PLAIN).failed
     monkeypatch.setattr(evaluating, "_memory", lambda: 48 * 2 * 4000.0)
     assert not evaluating.evaluate(jobs, ["bss_eval_v4"]).failed
+
+
+def test_means_over_other_mixtures_do_not_stand_alone(tmp_path):
+    """A system that was scored on the easy mixture only looks 10 dB better than it is."""
+    true = np.random.default_rng(0).normal(scale=0.1, size=(1, 500)).astype(np.float32)
+    for song, errors in {"easy": {"a": 0.01, "b": 0.01}, "hard": {"a": 0.1}}.items():
+        put(tmp_path / "true" / song / "voice.wav", true, RATE)
+        for system, error in errors.items():
+            put(tmp_path / system / song / "voice.wav", true * (1 + error), RATE)
+    jobs = evaluating.jobs_of(tmp_path / "true", {system: tmp_path / system for system in "ab"})
+
+    def means(text: str) -> list[list[str]]:
+        return [line.split()[2:4] for line in text.splitlines() if line.startswith("sdr")]
+
+    found = evaluating.evaluate(jobs)
+    assert found.failed == {"b: hard": "no estimate of voice"}
+    alone, shared = found.summary().split("not all systems have all mixtures")
+    assert means(alone) == [["a", "30.00"], ["b", "40.00"]] and means(shared) == [["a", "40.00"], ["b", "40.00"]]
+    assert "not compare" not in evaluating.evaluate(jobs[:1]).summary()
+    one = {"a": jobs[0].estimates["a"]}
+    other = {"b": jobs[1].estimates["a"]}
+    apart = [
+        evaluating.Job(job.name, job.name, job.references, own) for job, own in zip(jobs, (one, other), strict=True)
+    ]
+    assert "no mixture was scored for all" in evaluating.evaluate(apart).summary()
