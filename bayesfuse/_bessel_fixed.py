@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from bayesfuse._bessel_host import SPLIT, TERMS, tail_expansion, temme_series
 from bayesfuse._elementary import log_normal
+from bayesfuse._module import Module
 
 Real = Float[Array, "..."] | Float[np.ndarray, "..."] | np.floating | float | int
 
@@ -36,7 +37,7 @@ def _expm1_over(y: Float[Array, "..."], exp_y: Float[Array, "..."], mu: Float[Ar
     return jnp.where(y > -0.5, inner * series, exp_y - 1) / mu
 
 
-class _State(eqx.Module):
+class _State(Module):
     """What one order of the recurrence hands to the next, at h = z/2."""
 
     ratio: Float[Array, "..."]  # R = K_(nu-1) / K_nu
@@ -45,7 +46,7 @@ class _State(eqx.Module):
     below: Float[Array, "..."]  # h / R, kept without dividing by R
 
 
-class FixedOrder(eqx.Module):
+class FixedOrder(Module):
     """Bessel functions K_nu of one order, prepared by `fixed_order`.
 
     All numbers that depend on the order are array leaves, so a compiled function that takes a `FixedOrder`

@@ -10,11 +10,12 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from bayesfuse import _projection as projection
+from bayesfuse._module import Module
 
 AnyArray = np.ndarray | Array
 
 
-class References(eqx.Module):
+class References(Module):
     """The true sources of a mixture with their statistics, for any number of estimates; made by `prepare`.
 
     Attributes

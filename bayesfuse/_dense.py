@@ -3,16 +3,16 @@
 from collections.abc import Sequence
 from itertools import pairwise
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from bayesfuse._module import Module
 from bayesfuse._precision import precision
 
 
-class Dense(eqx.Module):
+class Dense(Module):
     """y = W x + b over the last axis, for any leading axes."""
 
     weight: Float[Array, "out in"]

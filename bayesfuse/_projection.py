@@ -8,16 +8,17 @@ not grow with the length of the signals.
 
 from typing import Any
 
-import equinox as eqx
 import numpy as np
 from jaxtyping import Complex, Float, Int
 from scipy import fft, linalg
+
+from bayesfuse._module import Module
 
 # Samples per FFT: large beside 512 taps, small enough that a few signals and their spectra stay in the cache.
 _BLOCK = 1 << 13
 
 
-class Span(eqx.Module):
+class Span(Module):
     """Factored normal equations of the span of delayed references.
 
     Attributes

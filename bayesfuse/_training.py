@@ -24,6 +24,7 @@ import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from bayesfuse import _arrays
+from bayesfuse._module import Module
 from bayesfuse._precision import precision
 
 _KIND = "bayesfuse training checkpoint"
@@ -44,7 +45,7 @@ class RateState(NamedTuple):
     event: str = "best"
 
 
-class RateRule(eqx.Module):
+class RateRule(Module):
     """The learning rate of the next epoch from the validation score of the last one ([DG07] as used by [Nug15] 2.2.3).
 
     A score below that of the epoch before raises the rate by `increase`, any other lowers it by `decrease`. After
@@ -87,7 +88,7 @@ class RateRule(eqx.Module):
         return RateState(rate, state.best, state.best, 0, state.reversions + 1, "reverted")
 
 
-class Training(eqx.Module):
+class Training(Module):
     """Settings of the mini-batch descent.
 
     Parameters

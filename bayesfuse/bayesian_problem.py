@@ -17,6 +17,7 @@ from scipy.optimize import Bounds
 from scipy.special import expit, log_softmax
 
 from bayesfuse._markov import chain_marginals
+from bayesfuse._module import Module
 from bayesfuse.objectives import TrainingLoss
 
 # Bounds of theta, the logits of the prior where free energies are at their training mean: e^-40 is nothing.
@@ -110,7 +111,7 @@ class Form(NamedTuple):
             return log_prior, 1.0 / inverse, float(expit(parameters[-1])) if self.sticky else 0.0
 
 
-class Problem(eqx.Module):
+class Problem(Module):
     """The loss as a function of parameters: logits theta + sum_k sinh(v_k) x_k over scaled free energies x.
 
     v = 0 is beta = inf exactly, and a unit of v is a like step whether beta is large or small.

@@ -42,6 +42,7 @@ from jaxtyping import Array, Float, Int, UInt8
 from scipy.optimize import linear_sum_assignment
 
 from bayesfuse._bss_parts import Pairs, References, energies, filter_bank, prepare, zero_where_not_finite
+from bayesfuse._module import Module
 from bayesfuse.metrics import Reason
 
 __all__ = ["RATIOS", "BSSEval", "References", "bss_eval_images", "bss_eval_sources", "bss_eval_v4", "prepare"]
@@ -56,7 +57,7 @@ _RESOLUTION = 1e-15
 _GROUP = 64
 
 
-class BSSEval(eqx.Module):
+class BSSEval(Module):
     """Ratios in dB, [*model, source] or, for version 4, [*model, source, window].
 
     Attributes

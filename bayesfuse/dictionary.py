@@ -21,6 +21,7 @@ from jaxtyping import Float
 
 from bayesfuse import _nmf_checks as checks
 from bayesfuse import nmf
+from bayesfuse._module import Module
 from bayesfuse.transforms import STFT, Transform, transform_from_dict
 
 _STFT = STFT()
@@ -37,7 +38,7 @@ _SILENT = 1e-8
 _PIECE = 1 << 20
 
 
-class Dictionary(eqx.Module):
+class Dictionary(Module):
     """Spectra of one source, with what is needed to use them on another recording.
 
     A column is scaled so that its mean activation on the training data, divided by their mean power, is 1:

@@ -38,6 +38,7 @@ from jaxtyping import Array, Float
 from scipy.special import logsumexp
 
 from bayesfuse import _annealing
+from bayesfuse._module import Module
 from bayesfuse._precision import precision
 from bayesfuse.evidence_problem import Path, Problem, Start, path, problems
 from bayesfuse.inference import Fit
@@ -52,7 +53,7 @@ _DRAWS = 32
 _SMALL = 16
 
 
-class Evidence(eqx.Module):
+class Evidence(Module):
     """Estimate of log p(X | orders) in nats, per frame or, with a learned dictionary, of the recording.
 
     Attributes

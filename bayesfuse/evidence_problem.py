@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from bayesfuse._module import Module
 from bayesfuse.gig import Gig
 from bayesfuse.vbnmf_posterior import Component, Factor, GammaPrior, Posterior, Prior, expected_variance
 
@@ -28,7 +29,7 @@ Coordinates = Float[Array, "chain *unit coordinate"]
 _CEILING = 60.0
 
 
-class Block(eqx.Module):
+class Block(Module):
     """Priors Gamma(shape, rate) of some factors, their variational posteriors GIG(shape, rho, tau), and widths.
 
     `tight` is the curvature of the log likelihood in the logarithm of the factor, around the variational posterior;
@@ -55,7 +56,7 @@ class Block(eqx.Module):
         return Block(**fields)
 
 
-class Problem(eqx.Module):
+class Problem(Module):
     """The integral over the factors of one choice of orders.
 
     Components are in the order: those of fixed dictionaries, source after source, then those of learned ones.
@@ -139,7 +140,7 @@ class Problem(eqx.Module):
         return np.log(np.maximum(np.concatenate([columns.ravel(), rows.ravel()]), smallest))
 
 
-class Path(eqx.Module):
+class Path(Module):
     """The path of `_annealing` from the start to the posterior of a problem; build it with `path`.
 
     Coordinates are logarithms of factors whose left tails are drawn in, log y = c + t - exp(-t) with c the knee: the

@@ -22,6 +22,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from bayesfuse import _arrays
+from bayesfuse._module import Module
 from bayesfuse._principal import principal_components
 from bayesfuse.transforms import QERB, STFT, transform_from_dict
 
@@ -53,7 +54,7 @@ class Inputs(NamedTuple):
     free_energy: Float[np.ndarray, "model frame"] | Float[np.ndarray, "model term frame"] | None = None
 
 
-class FeatureConfig(eqx.Module):
+class FeatureConfig(Module):
     """Which features are computed. The defaults are those of [JVR16] VI.H.1, but for the transform, which needs a rate.
 
     Parameters
@@ -149,7 +150,7 @@ def mean_power(mixture: Float[np.ndarray, "channel sample"]) -> float:
     return power if power > 0 else 1.0
 
 
-class FeaturePipeline(eqx.Module):
+class FeaturePipeline(Module):
     """From recordings to features, as fitted by `fit_features`: standardise, reduce, standardise.
 
     Attributes

@@ -19,13 +19,13 @@ L. Devroye, "Random variate generation for the generalized inverse Gaussian dist
 import math
 from typing import Any, NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key, UInt32
 
 from bayesfuse._bessel_general import bessel
 from bayesfuse._elementary import log_normal
+from bayesfuse._module import Module
 from bayesfuse.special import FixedOrder
 
 Values = Float[Array, "..."]
@@ -109,7 +109,7 @@ class GigStatistics(NamedTuple):
     entropy: Values  # in nats
 
 
-class Gig(eqx.Module):
+class Gig(Module):
     """Generalised inverse Gaussian, density y^(gamma-1) exp(-rho y - tau/y) / Z on y > 0.
 
     Every statistic has the broadcast shape and the dtype of the parameters, is exact in the Gamma limit,

@@ -36,6 +36,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from bayesfuse._checks import check_finite, check_models
+from bayesfuse._module import Module
 from bayesfuse._simplex import namespace
 from bayesfuse._streaming import pieces, slices
 from bayesfuse.transforms import QERB
@@ -64,7 +65,7 @@ class FrameTransform(Protocol):
     def synthesis(self, X: Any, length: int) -> Any: ...
 
 
-class Bands(eqx.Module):
+class Bands(Module):
     """A partition of the bins of a transform into frequency bands of equal width on the ERB-rate scale.
 
     Every bin belongs to one band and every band has at least one bin: bands narrower than a bin, if there are such
@@ -137,7 +138,7 @@ def check_bands(caller: str, transform: FrameTransform | None, bands: Bands | No
         )
 
 
-class Gram(eqx.Module):
+class Gram(Module):
     """Scalar products between a true source and its estimates, [JVR16] eqs. 9-10.
 
     Attributes

@@ -19,6 +19,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from bayesfuse import nmf
+from bayesfuse._module import Module
 from bayesfuse._precision import precision
 from bayesfuse.vbnmf import (
     Component,
@@ -46,7 +47,7 @@ Power = Float[np.ndarray | Array, "freq frame"]
 Candidate = int | Factor | Float[np.ndarray | Array, "_ _"]
 
 
-class Fit(eqx.Module):
+class Fit(Module):
     """Result of `fit`. Arrays are NumPy, in the dtype of the mixture.
 
     Attributes

@@ -24,6 +24,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from bayesfuse import masks
+from bayesfuse._module import Module
 from bayesfuse._streaming import overlap_added, slices
 from bayesfuse.fusion import best_weights, mean_weights
 from bayesfuse.grams import Bands, FrameTransform, Gram, gram, sdr
@@ -57,7 +58,7 @@ Block = tuple[
 _BLOCK = 1 << 22
 
 
-class Ladder(eqx.Module):
+class Ladder(Module):
     """SDR of every rung, for each source of each file, in dB ([JVR16] eq. 6).
 
     Attributes

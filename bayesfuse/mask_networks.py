@@ -19,6 +19,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from bayesfuse import _arrays
 from bayesfuse._dense import Dense, random_layers
+from bayesfuse._module import Module
 from bayesfuse._precision import precision
 from bayesfuse._training import RateRule, Training, fingerprint, minimise
 from bayesfuse.transforms import STFT
@@ -32,7 +33,7 @@ PAPER = Training(batch_size=100, max_epochs=200, rate=0.1, momentum=0.0, rule=Ra
 Spectra = Float[np.ndarray, "frame bin"]
 
 
-class SigmoidNetwork(eqx.Module):
+class SigmoidNetwork(Module):
     """A multi-layer perceptron whose hidden and output units are all sigmoids.
 
     Parameters
@@ -99,7 +100,7 @@ class MaskEstimates(NamedTuple):
     combined: Spectra
 
 
-class MaskCombination(eqx.Module):
+class MaskCombination(Module):
     """The three networks of [Grais16], trained.
 
     Attributes
@@ -169,7 +170,7 @@ class MaskCombination(eqx.Module):
         return cls(**networks, transform=STFT(settings["window"], settings["hop"]), level=about["level"])
 
 
-class MaskConfig(eqx.Module):
+class MaskConfig(Module):
     """Architecture and descent of the three networks; the defaults are those of [Grais16] section 6.
 
     Parameters
@@ -291,7 +292,7 @@ class _Magnitudes(NamedTuple):
         return cls(mixture, one, other)
 
 
-class _Cost(eqx.Module):
+class _Cost(Module):
     """The mean cost of a mini-batch: of a mask, or with penalties of the combination."""
 
     penalties: tuple[float, float] | None = eqx.field(static=True)
@@ -306,7 +307,7 @@ class _Cost(eqx.Module):
         return (values * mask).sum() / (mask.sum() * outputs.shape[-1])
 
 
-class _HeldOut(eqx.Module):
+class _HeldOut(Module):
     """The cost of the validation set."""
 
     cost: _Cost

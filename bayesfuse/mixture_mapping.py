@@ -26,6 +26,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from bayesfuse._checks import check_seed
+from bayesfuse._module import Module
 from bayesfuse._precision import precision
 from bayesfuse.network_costs import around_reference
 from bayesfuse.neural import evaluate
@@ -51,7 +52,7 @@ _MAX_SWEEPS = 300
 _WARNED = 1e-5
 
 
-class MixtureMapping(eqx.Module):
+class MixtureMapping(Module):
     """Fusion weights from features through the responsibilities of Gaussians with diagonal covariances.
 
     It takes the place of a `neural.FusionNetwork` in `neural.frame_weights`, `neural.evaluate` and

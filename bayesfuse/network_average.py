@@ -18,10 +18,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from bayesfuse._module import Module
 from bayesfuse.neural import FusionNetwork
 
 
-class NetworkAverage(eqx.Module):
+class NetworkAverage(Module):
     """Arithmetic mean of the fusion weights of several networks, a network rule's `network` like any of them.
 
     Attributes

@@ -19,6 +19,7 @@ import numpy as np
 from jaxtyping import Float, PRNGKeyArray
 
 from bayesfuse import _arrays, audio
+from bayesfuse._module import Module
 from bayesfuse._streaming import pieces
 from bayesfuse.features import FeatureConfig, FeaturePipeline, Inputs, fit_features, mean_power, spectra
 from bayesfuse.fusion import Bands, Gram, fuse, fuse_blocks, gram
@@ -50,7 +51,7 @@ class Applied(NamedTuple):
         return self.seconds / self.duration
 
 
-class NetworkRule(eqx.Module):
+class NetworkRule(Module):
     """Fusion weights per frame from a network or a mixture, for the separators it was trained with ([JVR16] V, VIII).
 
     Attributes

@@ -20,6 +20,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from bayesfuse import network_costs
 from bayesfuse._dense import Dense, random_layers
+from bayesfuse._module import Module
 from bayesfuse._precision import precision
 from bayesfuse._simplex import softmax
 from bayesfuse._training import History, fingerprint, minimise
@@ -38,7 +39,7 @@ _CHUNK = 4096
 _BUCKET = 256
 
 
-class FusionNetwork(eqx.Module):
+class FusionNetwork(Module):
     """A multi-layer perceptron with rectified linear units and a softmax over the models ([JVR16] V.B).
 
     It has one softmax, a head, per source and band. The output layer starts at weights of zero, so that the untrained
@@ -134,7 +135,7 @@ class FusionNetwork(eqx.Module):
         return jax.nn.log_softmax(self.output(x).reshape(*x.shape[:-1], *self.shape), axis=-1)
 
 
-class NetworkConfig(eqx.Module):
+class NetworkConfig(Module):
     """Architecture and training of a fusion network. The defaults are the best of [JVR16] VI.H.
 
     Parameters
@@ -205,7 +206,7 @@ class _Batch(NamedTuple):
     mask: Any
 
 
-class _Loss(eqx.Module):
+class _Loss(Module):
     """The cost of a mini-batch. Settings only, so that equal settings share a compiled program."""
 
     config: NetworkConfig
@@ -332,7 +333,7 @@ def frame_weights(
     return softmax(logs)
 
 
-class _Score(eqx.Module):
+class _Score(Module):
     """Minus the mean SDR of a set in dB, over its recordings and sources."""
 
     features: Any

@@ -38,7 +38,6 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -46,13 +45,14 @@ from jax import Array
 from jaxtyping import Bool, Float
 
 from bayesfuse import _nmf_checks as checks
+from bayesfuse._module import Module
 from bayesfuse._precision import precision
 
 # Iterations per compiled call: long enough to hide the dispatch, short enough for a progress bar to move.
 _CHUNK = 10
 
 
-class NMF(eqx.Module):
+class NMF(Module):
     """Factors of a mixture's power spectrogram, one dictionary and one set of activations per source."""
 
     dictionaries: tuple[Float[np.ndarray | Array, "freq _"], ...]

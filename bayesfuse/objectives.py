@@ -22,6 +22,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from bayesfuse._checks import check_finite
+from bayesfuse._module import Module
 from bayesfuse._simplex import namespace
 from bayesfuse.grams import Gram, gram, sdr
 
@@ -34,7 +35,7 @@ _LEVEL_FLOOR = 1e-6
 _FLOOR = float(np.finfo(np.float64).eps)
 
 
-class ExtendedGram(eqx.Module):
+class ExtendedGram(Module):
     """Scalar products between all true sources, the first of which is wanted, and the estimates of that one.
 
     Attributes
@@ -126,7 +127,7 @@ def extended_gram(
     return ExtendedGram(whole[..., :sources, :sources], whole[..., :sources, sources:], whole[..., sources:, sources:])
 
 
-class Objective(eqx.Module):
+class Objective(Module):
     """A mixture of ratios in dB, to be maximised: sdr * SDR + sir * SIR + sar * SAR ([JVR16] III.B and VIII).
 
     SDR is the global ratio of [JVR16] eq. 6. SIR and SAR are those of [VGF06] with constant gains: energy along the
@@ -222,7 +223,7 @@ def _value_and_product(weights: Any, forms: Any) -> tuple[Any, Any]:
 Loss = Literal["mse", "sdr", "frame-sdr"] | Objective
 
 
-class TrainingLoss(eqx.Module):
+class TrainingLoss(Module):
     """A loss over all training examples as a function of the weights, in dB unless it is "mse".
 
     Make it with `training_loss`.

@@ -11,11 +11,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import equinox as eqx
 import numpy as np
 from jaxtyping import Float, Int
 
 from bayesfuse import _netcdf
+from bayesfuse._module import Module
 from bayesfuse.grams import Gram
 from bayesfuse.transforms import transform_from_dict
 
@@ -35,7 +35,7 @@ _NUMBERS = ("rate", "first_frame", "num_frames", "seed")
 _DESCRIPTIONS = ("metadata", "transform", "versions")
 
 
-class Record(eqx.Module):
+class Record(Module):
     """What is kept of one mixture, separated by all models.
 
     Frames are those of `transform` on the whole mixture that overlap the scored stretch; scalar products are of the

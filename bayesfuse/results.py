@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from bayesfuse import _html, _netcdf, _result_tree, fusion
+from bayesfuse._module import Module
 from bayesfuse._result_checks import array, check_result, integer, number, texts, through_json
 from bayesfuse._simplex import softmax
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 _CAPTION = "free energies in nats, relative to the best order"
 
 
-class Result(eqx.Module):
+class Result(Module):
     """Sources of a mixture, fused over model orders, with the reasons for the weights. All arrays are NumPy.
 
     The model axis is called "order": one row per combination of the sources' candidate orders.

@@ -18,6 +18,7 @@ from jaxtyping import Float
 
 from bayesfuse import _netcdf
 from bayesfuse._markov import chain_marginals
+from bayesfuse._module import Module
 from bayesfuse._precision import precision
 from bayesfuse._simplex import softmax
 from bayesfuse._version import __version__
@@ -37,7 +38,7 @@ def _double(value: Any) -> Float[np.ndarray, "..."]:
     return np.asarray(value, np.float64)
 
 
-class StaticRule(eqx.Module):
+class StaticRule(Module):
     """The same weights for every mixture ([JVR16] III).
 
     Attributes
@@ -71,7 +72,7 @@ class StaticRule(eqx.Module):
         save_rules([self], path)
 
 
-class VBRule(eqx.Module):
+class VBRule(Module):
     """Weights from free energies: softmax(log pi_m + L_m / beta) ([JVR16] eqs. 18 and 21).
 
     Attributes

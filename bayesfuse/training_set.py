@@ -4,19 +4,19 @@ import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-import equinox as eqx
 import jax
 import numpy as np
 from jaxtyping import Float, Int
 
 from bayesfuse import _arrays
+from bayesfuse._module import Module
 from bayesfuse.features import FeaturePipeline, Inputs
 from bayesfuse.fusion import Gram
 
 _KIND = "bayesfuse training set"
 
 
-class TrainingSet(eqx.Module):
+class TrainingSet(Module):
     """Frames of a corpus: reduced features, and scalar products that say what weights are worth there.
 
     Attributes

@@ -41,6 +41,8 @@ import numpy as np
 import scipy.fft
 from jaxtyping import Array, Complex, Float, Num
 
+from bayesfuse._module import Module
+
 AnyArray = np.ndarray | Array
 Waveform = Float[AnyArray, "*batch sample"]
 Bins = Float[AnyArray, "*batch bin frame"]
@@ -73,7 +75,7 @@ class Transform(Protocol):
     def to_dict(self) -> dict[str, Any]: ...
 
 
-class STFT(eqx.Module):
+class STFT(Module):
     """Short-time Fourier transform with a sine window, a Parseval tight frame (see the module's head).
 
     Parameters
@@ -221,7 +223,7 @@ class STFT(eqx.Module):
         return {"name": "stft", "window": self.window, "hop": self.hop}
 
 
-class QERB(eqx.Module):
+class QERB(Module):
     """Quadratic ERB representation, [JVR16] section VI.B: STFT powers pooled by auditory filters.
 
     P_bn = sum_f B_bf |X_fn|^2, with X the STFT with half-overlapping sine windows. Row b of B is the squared

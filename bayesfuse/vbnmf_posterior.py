@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from bayesfuse._module import Module
 from bayesfuse._precision import precision
 from bayesfuse.special import FixedOrder, fixed_order
 
@@ -19,14 +20,14 @@ Temper = Literal["kl", "entropy"]
 MAX_COMBINATIONS = 64
 
 
-class GammaPrior(eqx.Module):
+class GammaPrior(Module):
     """Gamma(shape, rate) prior of one factor; the shape comes with its precomputed Bessel functions."""
 
     shape: FixedOrder
     rate: Float[Array, ""]
 
 
-class Prior(eqx.Module):
+class Prior(Module):
     """Prior of the model, and the tempering of q(K). Build it with `make_prior`.
 
     Attributes
@@ -55,7 +56,7 @@ class Prior(eqx.Module):
     one_shape: bool = eqx.field(static=True)
 
 
-class Factor(eqx.Module):
+class Factor(Module):
     """Posterior of a dictionary [freq, component] or of activations [component, frame], entry by entry GIG.
 
     `rho` and `tau` are the parameters of the density y^(shape - 1) exp(-rho y - tau / y), None for a Dirac, whose
@@ -70,7 +71,7 @@ class Factor(eqx.Module):
     learned: bool = eqx.field(static=True, default=False)
 
 
-class Component(eqx.Module):
+class Component(Module):
     """Posterior of one candidate order of one source."""
 
     dictionary: Factor
@@ -81,7 +82,7 @@ class Component(eqx.Module):
         return self.dictionary.mean.shape[1]
 
 
-class Posterior(eqx.Module):
+class Posterior(Module):
     """Variational posterior q.
 
     Attributes
@@ -119,7 +120,7 @@ class Posterior(eqx.Module):
         return jnp.exp(combine_logs(self.log_order))
 
 
-class FreeEnergy(eqx.Module):
+class FreeEnergy(Module):
     """Lower bound of log p(X) in nats, unsummed: [JVR16] eqs. 35, 36.
 
     Attributes

@@ -7,17 +7,17 @@ returns its free energy as well, which is what Bayesian fusion weighs.
 from collections.abc import Callable
 from typing import NamedTuple
 
-import equinox as eqx
 import numpy as np
 from jax import Array
 from jaxtyping import Float
 
+from bayesfuse._module import Module
 from bayesfuse.audio import check_audio
 from bayesfuse.transforms import Transform
 from bayesfuse.vbnmf import FreeEnergy
 
 
-class Separation(eqx.Module):
+class Separation(Module):
     """Waveforms of the sources of one mixture, and the free energy of the model that gave them (None if none did).
 
     The free energy of several channels is the sum of theirs: each is a recording of its own to the model.
