@@ -287,25 +287,21 @@ class _Report(NamedTuple):
         if gain.empty:
             return []
         places = {"smallest gain": 0, "median": len(gain) // 2, "largest gain": len(gain) - 1}
-        pieces = [
-            _page.paragraph(
-                f"By the gain of {rule!r} over {self.baseline!r} in SDR of {source}."
-                + ("" if self.sounds else " Sounds were not given to this report.")
-            )
-        ]
-        rows = []
+        pieces, rows = [], []
+        note = "" if self.sounds else " Sounds were not given to this report."
         for what, place in places.items():
             name = str(gain.index[place])
             title = f"{what}: {name}, {gain.iloc[place]:+.2f} dB"
             rows.append((f"{what}: {name}", f"{wide.loc[name, self.baseline]:.2f}", f"{wide.loc[name, rule]:.2f}"))
             if self.sounds is not None:
-                pieces.append(_page.sounds(title, self._players(name, source, rule)))
-        pieces.insert(1, _page.table(("mixture", self.baseline, rule), rows))
-        return pieces
+                heard = self.sounds(name)
+                pieces.append(_page.sounds(title, self._players(name, heard, source, rule)))
+                if not heard.estimates:
+                    note = " Estimates were not kept, so that they cannot be heard: set keep_estimates = true."
+        about = _page.paragraph(f"By the gain of {rule!r} over {self.baseline!r} in SDR of {source}.{note}")
+        return [about, _page.table(("mixture", self.baseline, rule), rows), *pieces]
 
-    def _players(self, name: str, source: str, rule: str) -> list[Player]:
-        assert self.sounds is not None
-        heard = self.sounds(name)
+    def _players(self, name: str, heard: Sounds, source: str, rule: str) -> list[Player]:
         found = [("mixture", heard.mixture), (f"true {source}", heard.sources[source])]
         if heard.estimates:
             weights = self.applied["weights"].sel(example=name, source=source)

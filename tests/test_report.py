@@ -252,6 +252,10 @@ def test_players_play_what_they_say(experiment, capsys):
         for (title, sound), (label, signal) in zip(page.sounds[4 * box : 4 * box + 4], expected.items(), strict=True):
             assert title == label
             np.testing.assert_allclose(sound[0], signal, atol=1.01 / 32768)
+    assert "keep_estimates" not in output.read_text()
+    next((home / "records" / "estimates").iterdir()).rename(home / "away")
+    assert cli.main(command) == 0
+    assert len(Page(output).sounds) == 6 and "set keep_estimates = true" in output.read_text()
 
 
 def corpus_tree_of(home):
