@@ -43,7 +43,8 @@ _LEVELS = {"float32": 1e-16, "float64": 1e-100}
 def check_level(name: str, audio: np.ndarray, dtype: np.dtype[Any]) -> None:
     """Raise if the power of a channel [channel, sample] would vanish or overflow in a dtype; silence passes."""
     low = _LEVELS[str(dtype)]
-    for channel, peak in enumerate(np.abs(audio).max(axis=-1)):
+    # As numbers of Python: beside a float32, the limits of float64 would overflow.
+    for channel, peak in enumerate(np.abs(audio).max(axis=-1).tolist()):
         if peak and not low <= peak <= 1.0 / low:
             raise ValueError(
                 f"{name}: the peak of channel {channel} is {peak:.3g}, outside [{low:g}, {1.0 / low:g}], where powers "

@@ -38,7 +38,7 @@ def add(commands: Any) -> None:
         epilog=_EPILOG.format(kinds=kinds),
     )
     check.set_defaults(run=run)
-    check.add_argument("path", metavar="PATH", help="the data set")
+    check.add_argument("path", metavar="PATH", nargs="?", help="the data set")
     check.add_argument(
         "--kind", choices=tuple(KINDS), metavar="KIND", help="what it is, as below (default: recognised)"
     )
@@ -67,16 +67,18 @@ def run(args: argparse.Namespace) -> int:
     from bayesfuse import scores
     from bayesfuse.datasets import check_dataset, guess_kind, open_dataset
 
-    kind = args.kind or guess_kind(args.path)
+    if args.path is None and args.kind != "synthetic":
+        raise ValueError("give the PATH of the data set; only --kind synthetic has none")
+    kind = args.kind if args.path is None else args.kind or guess_kind(args.path)
     if args.output is not None:
         cli_folder.check_parent(Path(args.output))
     try:
         data = open_dataset(kind, args.path, **dict(args.option))
     except FileNotFoundError as error:
-        if not Path(args.path).exists():
+        if args.path is None or not Path(args.path).exists():
             raise
         return cli_folder.report_failures({f"{args.path} as {kind}": str(error)})
-    cli_options.stage(args, f"checking {args.path} as {kind}")
+    cli_options.stage(args, f"checking {args.path or 'draws'} as {kind}")
     with ThreadPoolExecutor(args.workers) as pool:
         found = check_dataset(
             data,

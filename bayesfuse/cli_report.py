@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from bayesfuse import cli_options
+from bayesfuse import cli_folder, cli_options
 
 _DESCRIPTION = """\
 Writes a page about an experiment: tables with intervals and tests, box plots, the gain over the best single model for
@@ -53,6 +53,7 @@ def run(args: argparse.Namespace) -> int:
     if stored and args.data is not None:
         raise ValueError("--data goes with the folder of an experiment, not with a file of its results")
     output = Path(args.output) if args.output else (folder.parent if stored else folder) / "report.html"
+    cli_folder.check_parent(output)
     sounds = None if args.data is None else experiment_sounds(folder, args.data)
     tree = open_corpus(folder) if stored else corpus_tree(open_records(folder), bands=False)
     choices = {"learn": args.learn, "apply": args.apply, "by": args.by}

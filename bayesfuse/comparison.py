@@ -58,7 +58,7 @@ def compare(
     *,
     metric: str,
     baseline: str | None = None,
-    unit: str = "name",
+    unit: str = "group",
     correction: Correction = "holm",
     alternative: Literal["two-sided", "greater", "less"] = "two-sided",
 ) -> Table:
@@ -73,7 +73,7 @@ def compare(
     baseline
         Compare every other system with this one; all pairs if not given.
     unit
-        Column of what is drawn independently, such as "name" or "group"; differences are averaged within.
+        Column of what is drawn independently, "group" or "name"; differences are averaged within.
     correction
         "holm" (never weaker than Bonferroni's, and as safe), "bonferroni" or "none".
     alternative
@@ -113,7 +113,7 @@ def compare(
     return found.assign(p_corrected=corrected(found["p"].to_numpy(np.float64), correction))
 
 
-def friedman(table: Table, *, metric: str, unit: str = "name") -> Friedman:
+def friedman(table: Table, *, metric: str, unit: str = "group") -> Friedman:
     """Friedman's rank test of whether any of three or more systems differs from the others.
 
     Parameters

@@ -52,6 +52,7 @@ FORMAT = "bayesfuse corpus"
 SCHEMA_VERSION = 1
 _NATS = {"units": "nat"}
 _DB = {"units": "dB"}
+_POWER = {"units": "squared amplitude"}
 
 
 def corpus_tree(records: Sequence[Record], *, bands: bool = True) -> DataTree:
@@ -85,9 +86,9 @@ def corpus_tree(records: Sequence[Record], *, bands: bool = True) -> DataTree:
             shape = (len(small), sources, *(size for _, size in axes), *(models,) * extra)
             pick = functools.partial(getattr(lazy_records, name), kind=kind)
             if kind == "whole":
-                found[name] = (dims, np.stack([s.whole[name] for s in small]))
+                found[name] = (dims, np.stack([s.whole[name] for s in small]), _POWER)
             else:
-                found[name] = lazy(reader, dims, shape, pick, bands=kind == "bands")
+                found[name] = lazy(reader, dims, shape, pick, bands=kind == "bands", attributes=_POWER)
         return found
 
     def energies(name: str, *axes: tuple[str, int]) -> Any:
@@ -271,8 +272,9 @@ def _first(small: Sequence[_Small]) -> _Small:
 
 def _about(small: Sequence[_Small]) -> dict[str, Any]:
     dims = ("example",)
-    numbers = {name: (dims, np.array([getattr(s, name) for s in small])) for name in ("rate", "frames", "first_frame")}
-    numbers |= {name: (dims, np.array([getattr(s, name) for s in small])) for name in ("num_frames", "seed")}
+    counts = ("frames", "first_frame", "num_frames", "seed")
+    numbers: dict[str, Any] = {name: (dims, np.array([getattr(s, name) for s in small])) for name in counts}
+    numbers |= {"rate": (dims, np.array([s.rate for s in small]), {"units": "Hz"})}
     return numbers | {"metadata": (dims, [json.dumps(s.metadata) for s in small])}
 
 

@@ -6,6 +6,7 @@ recordings are in it, which it tells by its group, gets dictionaries of all othe
 the material.
 """
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -48,14 +49,14 @@ class Taught(NamedTuple):
     digest: str
 
 
-def opened(data: Data) -> Dataset:
-    """The data set; kept open, since opening reads manifests and lists folders."""
-    return _opened(data.kind, data.path, tuple(sorted(data.options.items())))
+def opened(data: Data, look: str) -> Dataset:
+    """The data set; kept open as long as its files look the same, since opening reads manifests and lists folders."""
+    return _opened(data.kind, data.path, json.dumps(dict(data.options), sort_keys=True), look)
 
 
 @lru_cache(maxsize=2)
-def _opened(kind: str, path: Path | None, options: tuple[tuple[str, Any], ...]) -> Dataset:
-    return open_dataset(kind, path, **dict(options))
+def _opened(kind: str, path: Path | None, options: str, look: str) -> Dataset:
+    return open_dataset(kind, path, **json.loads(options))
 
 
 def lessons_of(config: ExperimentConfig, data: Dataset, entries: Sequence[Entry]) -> list[dict[str, Lesson]]:
@@ -97,11 +98,13 @@ def _material(learned: Learned, entry: Entry) -> str:
     return "" if learned.by is None else str(entry.metadata[learned.by])
 
 
-def teach(config: ExperimentConfig, lesson: Lesson, cache: Path | None) -> Taught:
+def teach(config: ExperimentConfig, data: Dataset, lesson: Lesson, cache: Path | None) -> Taught:
     """The dictionaries of a lesson.
 
     Parameters
     ----------
+    data
+        The data set of the experiment.
     cache
         Folder in which they are kept by content.
 
@@ -110,7 +113,6 @@ def teach(config: ExperimentConfig, lesson: Lesson, cache: Path | None) -> Taugh
     ValueError
         If nothing is left to learn on, or as `train_dictionary`.
     """
-    data = opened(config.data)
     learned = next(item for item in config.dictionaries.sources if item.source == lesson.source)
     groups = _groups(data, learned, lesson.material)
     left_out = set() if lesson.without is None else _parts(groups, config)[lesson.without]

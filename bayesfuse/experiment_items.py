@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +17,7 @@ from jaxtyping import Float
 
 from bayesfuse import audio
 from bayesfuse._compile_cache import compile_cache
-from bayesfuse._fingerprint import content_hash
+from bayesfuse._fingerprint import code_hash, content_hash
 from bayesfuse._jobs import ITEM_ERRORS
 from bayesfuse._version import __version__
 from bayesfuse.datasets.mixture import Mixture
@@ -30,6 +31,12 @@ from bayesfuse.separators.folder import sources_in
 from bayesfuse.separators.free_energy_file import NAME as FREE_ENERGY
 from bayesfuse.separators.free_energy_file import load_free_energy
 
+# Modules that results depend on, by patterns of their files.
+_CODE = (
+    "_bessel*.py", "_bss_parts.py", "_nmf_checks.py", "bss_eval.py", "dictionary.py", "estimates.py",
+    "experiment_dictionaries.py", "experiment_items.py", "experiment_models.py", "gig.py", "grams.py", "inference*.py",
+    "metrics.py", "nmf.py", "scores.py", "separators/*.py", "special.py", "transforms.py", "vbnmf*.py", "wiener.py",
+)  # fmt: skip
 # Stages of the work, by which its time is told.
 STAGES = ("read", "dictionaries", "separate", "score", "compile")
 _MIXTURE = "mixture"
@@ -45,9 +52,11 @@ class Task(NamedTuple):
     config
         The experiment.
     settings
-        Hash of what of it matters, and of the code.
-    indices
-        Positions of the mixtures in the data set.
+        Hash of what of it matters, and of the code: `settings_hash`.
+    look
+        Hash of how the files of the data set look.
+    indices, names
+        Positions of the mixtures in the data set, and what is found there.
     taught
         Dictionaries of each mixture by source, those that are not learned on it.
     known
@@ -58,7 +67,9 @@ class Task(NamedTuple):
 
     config: ExperimentConfig
     settings: str
+    look: str
     indices: tuple[int, ...]
+    names: tuple[str, ...]
     taught: tuple[Mapping[str, Taught], ...]
     known: tuple[str | None, ...]
     cache: Path | None = None
@@ -73,6 +84,8 @@ class Outcome(NamedTuple):
         [model, source, channel, sample] of the whole mixture and its rate, if they are to be kept.
     duration
         Of the mixture in seconds.
+    metadata
+        Of the mixture, if there is no new record.
     """
 
     name: str
@@ -80,6 +93,7 @@ class Outcome(NamedTuple):
     error: str | None = None
     estimates: tuple[Float[np.ndarray, "model source channel sample"], int] | None = None
     duration: float = 0.0
+    metadata: Mapping[str, Any] | None = None
 
 
 class Answer(NamedTuple):
@@ -99,12 +113,24 @@ class _Item(NamedTuple):
     files: Mapping[str, Path]
 
 
+def settings_hash(config: ExperimentConfig) -> str:
+    """Hash of all that a record depends on but the data: settings, and the code of this process."""
+    return content_hash([config.results_depend_on(), _code()])
+
+
+@cache
+def _code() -> str:
+    return code_hash(_CODE)
+
+
 def work(task: Task) -> Answer:
     """The records of some mixtures."""
     clock = _Clock()
     outcomes: dict[int, Outcome] = {}
     items: dict[int, _Item] = {}
-    names = opened(task.config.data).names
+    names = dict(zip(task.indices, task.names, strict=True))
+    if reason := _stale(task):
+        return Answer(tuple(Outcome(name, error=reason) for name in task.names), clock.seconds(), peak_memory())
     with compile_cache(task.cache), clock.compiling():
         for index, taught, known in zip(task.indices, task.taught, task.known, strict=True):
             try:
@@ -127,8 +153,11 @@ def work(task: Task) -> Answer:
                 outcomes |= {i: Outcome(names[i], error=_reason(error)) for i in items}
         else:
             for (index, item), estimates in zip(items.items(), separated, strict=True):
-                with clock.stage("score"):
-                    outcomes[index] = _outcome(task, item, estimates)
+                try:
+                    with clock.stage("score"):
+                        outcomes[index] = _outcome(task, item, estimates)
+                except ITEM_ERRORS as error:
+                    outcomes[index] = Outcome(names[index], error=_reason(error))
     return Answer(tuple(outcomes[index] for index in task.indices), clock.seconds(), peak_memory())
 
 
@@ -142,9 +171,19 @@ def peak_memory() -> int:
     return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
+def _stale(task: Task) -> str:
+    """What this process has otherwise than the one that started the experiment; nothing, if all is well."""
+    if settings_hash(task.config) != task.settings:
+        return "a worker runs other code than the process that started the experiment; start the workers again"
+    names = opened(task.config.data, task.look).names
+    if any(index >= len(names) or names[index] != name for index, name in zip(task.indices, task.names, strict=True)):
+        return "the data set looks otherwise to a worker, or has changed in the meantime; start the experiment again"
+    return ""
+
+
 def _only(task: Task, index: int) -> Task:
     at = task.indices.index(index)
-    return task._replace(indices=(index,), taught=(task.taught[at],), known=(None,))
+    return task._replace(indices=(index,), names=(task.names[at],), taught=(task.taught[at],), known=(None,))
 
 
 def _reason(error: BaseException) -> str:
@@ -163,13 +202,21 @@ def scored_sources(config: ExperimentConfig, mixture: Mixture) -> tuple[str, ...
     return wanted
 
 
+def check_fit(config: ExperimentConfig, mixture: Mixture) -> None:
+    """Raises a ValueError or FileNotFoundError if what the configuration asks for is not there for a mixture."""
+    _files(config, mixture.name, scored_sources(config, mixture))
+    for learned in config.dictionaries.sources:
+        if learned.learning == "context":
+            mixture.backgrounds(learned.guard * config.transform.hop)
+
+
 def _prepare(
     task: Task, index: int, taught: Mapping[str, Taught], known: str | None, clock: "_Clock"
 ) -> _Item | Outcome:
     """The mixture and what a separator may know of it, or what became of it already."""
     config = task.config
     with clock.stage("read"):
-        mixture = reduced(config.data, opened(config.data)[index])
+        mixture = reduced(config.data, opened(config.data, task.look)[index])
         wanted = scored_sources(config, mixture)
         files = _files(config, mixture.name, wanted)
         about: list[Any] = [task.settings, mixture.name, mixture.rate, mixture.segment, mixture.context, mixture.after]
@@ -178,7 +225,7 @@ def _prepare(
         arrays = [mixture.mixture, *(mixture.sources[source] for source in sorted(mixture.sources)), *contents]
         key = content_hash([about, sorted(mixture.sources), list(files)], arrays)
     if key == known:
-        return Outcome(mixture.name, duration=mixture.duration)
+        return Outcome(mixture.name, duration=mixture.duration, metadata=dict(mixture.metadata))
     for what, signal in (("mixture", mixture.mixture), *mixture.sources.items()):
         if not np.isfinite(signal).all():
             raise ValueError(f"the {what} of {mixture.name} has NaN or infinite samples; repair its file.")

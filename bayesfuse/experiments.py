@@ -25,25 +25,23 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bayesfuse import audio, record_file, records
-from bayesfuse._fingerprint import code_hash, content_hash, files_hash
+from bayesfuse._fingerprint import content_hash, files_hash
+from bayesfuse._jobs import ITEM_ERRORS
 from bayesfuse._lock import exclusive
 from bayesfuse._netcdf import replacing
+from bayesfuse.datasets.base import Dataset
+from bayesfuse.datasets.opening import open_dataset
 from bayesfuse.executors import Workers, workers
 from bayesfuse.experiment_config import ExperimentConfig, load_config
-from bayesfuse.experiment_dictionaries import Lesson, Taught, lessons_of, opened, teach
-from bayesfuse.experiment_items import STAGES, Outcome, Task, peak_memory, work
+from bayesfuse.experiment_dictionaries import Lesson, Taught, lessons_of, opened, reduced, teach
+from bayesfuse.experiment_items import STAGES, Outcome, Task, check_fit, peak_memory, settings_hash, work
 from bayesfuse.records import Record, Records, open_records, record_path
 
 __all__ = ["ExperimentConfig", "Record", "Records", "Summary", "load_config", "open_records", "run_experiment"]
 
 _LOG = logging.getLogger(__name__)
-
-# Modules that results depend on, by patterns of their files.
-_CODE = (
-    "_bessel*.py", "_bss_parts.py", "_nmf_checks.py", "bss_eval.py", "dictionary.py", "estimates.py",
-    "experiment_dictionaries.py", "experiment_items.py", "experiment_models.py", "gig.py", "grams.py", "inference*.py",
-    "metrics.py", "nmf.py", "scores.py", "separators/*.py", "special.py", "transforms.py", "vbnmf*.py", "wiener.py",
-)  # fmt: skip
+# Mixtures that are tried before a configuration is blamed.
+_TRIED = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,8 +120,13 @@ class Summary:
 
 
 class _Plan(NamedTuple):
-    """What is to be done: positions of the mixtures in the data set with the key of their record, if any."""
+    """What is to be done: positions of the mixtures in the data set with the key of their record, if any.
 
+    `look` is a hash of how the files of the set look: with another one, it is another set.
+    """
+
+    data: Dataset
+    look: str
     indices: tuple[int, ...]
     names: tuple[str, ...]
     known: dict[int, str | None]
@@ -172,8 +175,9 @@ def run_experiment(
     start = time.perf_counter()
     plan = _plan(config, root)
     kept = len(plan.indices) - len(plan.known)
-    data = opened(config.data)
+    data = plan.data
     lessons = lessons_of(config, data, [data.entries[i] for i in plan.known])
+    _check_fit(config, data, list(plan.known))
     if dry_run:
         statement = type(executor).__name__ if executor is not None else config.execution.executor
         names = tuple(data.names[i] for i in plan.known)
@@ -183,20 +187,23 @@ def run_experiment(
         _write_json(root / records.INDEX, _index(config, plan))
         run = _Run(config, root, plan, kept, progress)
         with workers(config.execution, executor) as pool:
-            _LOG.info("%d mixtures, %d records are there; %s", len(plan.indices), kept, pool.statement)
+            check = sum(key is not None for key in plan.known.values())
+            more = f", {check} to be checked, because files look different" if check else ""
+            _LOG.info("%d mixtures, %d records are there%s; %s", len(plan.indices), kept, more, pool.statement)
             run.go(pool, dict(zip(plan.known, lessons, strict=True)))
         return dataclasses.replace(run.summary(pool.statement), seconds=time.perf_counter() - start)
 
 
 def _plan(config: ExperimentConfig, root: Path) -> _Plan:
-    data = opened(config.data)
+    data = open_dataset(config.data.kind, config.data.path, **config.data.options)
     splits = config.data.splits or data.splits
     position = {name: i for i, name in enumerate(data.names)}
     names = [name for split in splits for name in data.mixtures(split, config.data.quick)[: config.data.limit].names]
-    settings = content_hash([config.results_depend_on(), code_hash(_CODE)])
+    settings = settings_hash(config)
     paths = [config.data.path, *(separator.estimates for separator in config.separators)]
     paths += [path for index in range(len(data)) for path in data.paths(index)]
-    stamp = content_hash([settings, files_hash(path for path in paths if path is not None)])
+    look = files_hash(path for path in paths if path is not None)
+    stamp = content_hash([settings, look])
     known: dict[int, str | None] = {}
     for name in names:
         path = record_path(root, name)
@@ -206,8 +213,35 @@ def _plan(config: ExperimentConfig, root: Path) -> _Plan:
             _LOG.warning("%s It is computed again.", error)
             about = {}
         if about.get("stamp") != stamp:
-            known[position[name]] = about["key"] if about.get("settings") == settings else None
-    return _Plan(tuple(position[name] for name in names), tuple(names), known, settings, stamp)
+            known[position[name]] = about["key"] if about.get("settings") == settings and _intact(path) else None
+    return _Plan(data, look, tuple(position[name] for name in names), tuple(names), known, settings, stamp)
+
+
+def _check_fit(config: ExperimentConfig, data: Dataset, indices: Sequence[int]) -> None:
+    """Raises a ValueError if the configuration fits none of some mixtures: it is at fault, not they."""
+    reasons = []
+    for index in indices[:_TRIED]:
+        try:
+            mixture = reduced(config.data, data[index])
+        except ITEM_ERRORS:
+            continue
+        try:
+            check_fit(config, mixture)
+        except (ValueError, FileNotFoundError) as error:
+            reasons.append(str(error))
+        else:
+            return
+    if reasons:
+        raise ValueError(f"the configuration does not fit the data set: {reasons[0]}")
+
+
+def _intact(path: Path) -> bool:
+    try:
+        record_file.read_record(path)
+    except ValueError as error:
+        _LOG.warning("%s It is computed again.", error)
+        return False
+    return True
 
 
 def _index(config: ExperimentConfig, plan: _Plan) -> dict[str, Any]:
@@ -224,13 +258,15 @@ class _Lecture(NamedTuple):
     """What another process needs to learn the dictionaries of a lesson."""
 
     config: ExperimentConfig
+    look: str
     lesson: Lesson
     cache: Path
 
 
 def _teach(lecture: _Lecture) -> Taught | str:
     try:
-        return teach(lecture.config, lecture.lesson, lecture.cache)
+        data = opened(lecture.config.data, lecture.look)
+        return teach(lecture.config, data, lecture.lesson, lecture.cache)
     except (ValueError, OSError, FloatingPointError) as error:
         return str(error)
 
@@ -240,7 +276,6 @@ class _Run:
 
     def __init__(self, config: ExperimentConfig, root: Path, plan: _Plan, kept: int, progress: bool) -> None:
         self.config, self.root, self.plan, self.progress = config, root, plan, progress
-        self.data = opened(config.data)
         self.kept = kept
         self.computed: list[str] = []
         self.failed: dict[str, str] = {}
@@ -259,7 +294,7 @@ class _Run:
         for index, mine in lessons.items():
             errors = [found for lesson in mine.values() if isinstance(found := taught[lesson], str)]
             if errors:
-                self._fail(self.data.names[index], errors[0])
+                self._fail(self.plan.data.names[index], f"its dictionaries cannot be learned: {errors[0]}")
             else:
                 ready[index] = {s: t for s, lesson in mine.items() if isinstance(t := taught[lesson], Taught)}
         tasks = self._tasks(ready)
@@ -267,7 +302,7 @@ class _Run:
             for task, answer in pool.over(work, tasks):
                 if answer is None:
                     for index in task.indices:
-                        self._fail(self.data.names[index], "its process died, probably for want of memory")
+                        self._fail(self.plan.data.names[index], "its process died, probably for want of memory")
                 else:
                     self._take(answer)
                 bar.update(len(task.indices))
@@ -284,7 +319,8 @@ class _Run:
         wanted = list(dict.fromkeys(lesson for mine in lessons.values() for lesson in mine.values()))
         found: dict[Lesson, Taught | str] = {}
         start = time.perf_counter()
-        lectures = [_Lecture(self.config, lesson, self.root / ".work" / "dictionaries") for lesson in wanted]
+        folder = self.root / ".work" / "dictionaries"
+        lectures = [_Lecture(self.config, self.plan.look, lesson, folder) for lesson in wanted]
         with self._bar(len(wanted), "dictionaries", "set") as bar:
             for lecture, answer in pool.over(_teach, lectures):
                 found[lecture.lesson] = answer or f"learning {lecture.lesson} killed its process"
@@ -300,7 +336,9 @@ class _Run:
             yield Task(
                 self.config,
                 self.plan.settings,
+                self.plan.look,
                 indices,
+                tuple(self.plan.data.names[i] for i in indices),
                 tuple(ready[i] for i in indices),
                 tuple(self.plan.known[i] for i in indices),
                 self.root / ".work" / "programs",
@@ -318,16 +356,19 @@ class _Run:
             try:
                 self._commit(outcome)
             except (OSError, RuntimeError) as error:  # HDF5 may say either
+                reason = getattr(error, "strerror", None) or error
                 raise OSError(
-                    f"the record of {outcome.name} cannot be written ({error}). {self.kept + len(self.computed)} of "
+                    f"the record of {outcome.name} cannot be written ({reason}). {self.kept + len(self.computed)} of "
                     f"{len(self.plan.indices)} records are complete: when there is space, start again to go on."
                 ) from error
             self.stages["write"] += time.perf_counter() - start
 
     def _commit(self, outcome: Outcome) -> None:
         path = record_path(self.root, outcome.name)
-        # Without a record, files look different and hold the same: the one that there is gets their new stamp.
-        record = record_file.read_record(path) if outcome.record is None else outcome.record
+        # Without a record, files look different and sound the same: the one that there is gets their new stamp.
+        record = outcome.record
+        if record is None:
+            record = dataclasses.replace(record_file.read_record(path), metadata=dict(outcome.metadata or {}))
         if outcome.estimates is not None:
             self._write_estimates(record, *outcome.estimates)
         # Last: it says that all is done.

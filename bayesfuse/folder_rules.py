@@ -135,7 +135,10 @@ def check_free_energies(folder: Folder, method: str) -> None:
 def check_references(folder: Folder, method: str) -> None:
     """Raises a ValueError if the folder holds no true source."""
     if not any(item.references for item in folder.items):
-        raise ValueError(f"{method} needs true sources, but no mixture has one: give --references.")
+        raise ValueError(
+            f"{method} needs true sources, but no mixture has one: give the folder that holds NAME/SOURCE.wav by "
+            "--references, with the names of the mixtures."
+        )
 
 
 def channel_grams(example: Example, per_channel: bool, transform: STFT | None = None) -> list[fusion.Gram]:

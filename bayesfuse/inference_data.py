@@ -136,23 +136,23 @@ def to_inference_data(
     coordinates = _coordinates(X, names, labels, chosen, draws, transform, rate, length)
     dims = ("chain", "draw")
     marks = {"inference": "vb", "about": ABOUT, "key": jax.random.key_data(key).tolist()}
+    nats, amplitude = {"units": "nat"}, {"units": "amplitude"}
     posterior: dict[str, Any] = {
         "order_index": (dims, found.index[None]),
         "components": ((*dims, "source"), orders[found.index][None]),
     }
     if found.sources is not None:
-        posterior["sources"] = ((*dims, "source", "sample"), found.sources[None])
+        posterior["sources"] = ((*dims, "source", "sample"), found.sources[None], amplitude)
     likelihood = found.likelihood + 2.0 * X.shape[0] * np.log(unit)
     trace, _ = stacked_traces(chosen)
-    nats = {"units": "nat"}
     groups = {
         "posterior": (posterior, marks),
         "log_likelihood": ({"mixture": ((*dims, "frame"), likelihood[None], nats)}, marks),
         "sample_stats": ({"objective": (("fit", "iteration"), trace, nats)}, {}),
         "observed_data": (
             {
-                "mixture": (("part", "frequency", "frame"), np.stack([np.real(X), np.imag(X)])),
-                "unit": (("frame",), unit),
+                "mixture": (("part", "frequency", "frame"), np.stack([np.real(X), np.imag(X)]), amplitude),
+                "unit": (("frame",), unit, amplitude),
             },
             {},
         ),

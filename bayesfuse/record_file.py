@@ -5,6 +5,7 @@ Scalar products are kept around the reference: with the errors e_m = s_m - s the
 not as a difference of c, d_m and G_mm'. Reading forms the `Gram` in double precision. The file is netCDF-4.
 """
 
+import io
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -174,8 +175,11 @@ def write_record(record: Record, path: PathLike) -> None:
     about |= {name: json.dumps(getattr(record, name)) for name in _DESCRIPTIONS}
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    # In memory first: where a disk is full, HDF5 leaves files that it cannot close, and ends the process over them.
+    buffer = io.BytesIO()
+    _write_file(buffer, labels, groups, {"format": FORMAT, "schema_version": SCHEMA_VERSION, **about})
     with _netcdf.replacing(path) as temporary:
-        _write_file(temporary, labels, groups, {"format": FORMAT, "schema_version": SCHEMA_VERSION, **about})
+        temporary.write_bytes(buffer.getbuffer())
 
 
 class _Variable(NamedTuple):
@@ -188,7 +192,7 @@ class _Variable(NamedTuple):
 
 
 def _write_file(
-    path: Path,
+    path: io.BytesIO,
     labels: Mapping[str, Sequence[str]],
     groups: Mapping[str, Mapping[str, _Variable]],
     about: Mapping[str, Any],

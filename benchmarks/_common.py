@@ -55,7 +55,8 @@ class Estimate(NamedTuple):
     half: float
 
     def __str__(self) -> str:
-        return f"{self.mean:.2f} ±{self.half:.2f}"
+        # Of a single recording there is no interval.
+        return f"{self.mean:.2f}" + ("" if math.isnan(self.half) else f" ±{self.half:.2f}")
 
 
 def clustered_mean(

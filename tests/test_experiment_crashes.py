@@ -16,7 +16,6 @@ import pytest
 import small_experiment
 from small_experiment import NAMES, complete, times
 
-from bayesfuse import record_file
 from bayesfuse._lock import exclusive
 from bayesfuse.experiments import load_config, open_records, run_experiment
 
@@ -29,22 +28,46 @@ def config(tmp_path):
 
 
 def test_a_full_disk_stops_the_run_and_loses_nothing(config, tmp_path, monkeypatch):
-    out, original, count = tmp_path / "out", record_file._write_file, iter(range(100))
+    out, original, count = tmp_path / "out", Path.write_bytes, iter(range(100))
 
-    def write(path, *content):
-        if next(count) == 2:
-            path.write_bytes(b"half")
+    def write(path, content):
+        if path.parent.name == "records" and next(count) == 2:
+            original(path, b"half")
             raise OSError(errno.ENOSPC, "No space left on device")
-        original(path, *content)
+        original(path, content)
 
-    monkeypatch.setattr(record_file, "_write_file", write)
+    monkeypatch.setattr(Path, "write_bytes", write)
     with pytest.raises(OSError, match=r"record of c .*No space left.*2 of 4 records are complete.*start again"):
         run_experiment(config, out)
     before = times(out)
     assert sorted(before) == ["a.nc", "b.nc"]
+    monkeypatch.undo()
     assert run_experiment(config, out).computed == ("c", "d")
     complete(out)
     assert {name: times(out)[name] for name in before} == before
+
+
+def test_writing_to_a_full_disk_ends_no_process(tmp_path):
+    """HDF5 that cannot close a file ends Python later, and a notebook with it."""
+    program = """
+import gc, resource, sys
+sys.path.insert(0, sys.argv[2])
+from small_corpus import make_record
+from bayesfuse.record_file import write_record
+record = make_record("a", "test", 0, "a", seed=0)[0]
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+for _ in range(3):
+    try:
+        write_record(record, sys.argv[1])
+    except OSError as error:
+        print(error.strerror, flush=True)
+    gc.collect()
+"""
+    arguments = [sys.executable, "-c", program, str(tmp_path / "a.nc"), str(REPOSITORY / "tests")]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    done = subprocess.run(arguments, capture_output=True, text=True, env=environment, timeout=300)
+    assert (done.returncode, done.stdout.splitlines(), done.stderr) == (0, 3 * [os.strerror(errno.EFBIG)], "")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_corrupt_input_is_reported_and_stops_nobody(config, tmp_path, capsys):
@@ -76,15 +99,16 @@ def test_a_run_that_is_killed_goes_on(config, tmp_path):
     out = tmp_path / "out"
     program = """
 import sys, time
-from bayesfuse import experiments, record_file
-original = record_file._write_file
-def slowly(path, *content):
+from pathlib import Path
+from bayesfuse import experiments
+original = Path.write_bytes
+def slowly(path, content):
     if len(list(path.parent.glob("[a-z]*.nc"))) == int(sys.argv[3]):
-        path.write_bytes(b"half")
+        original(path, b"half")
         print("ready", flush=True)
         time.sleep(60)
-    original(path, *content)
-record_file._write_file = slowly
+    original(path, content)
+Path.write_bytes = slowly
 experiments.run_experiment(experiments.load_config(sys.argv[1]), sys.argv[2])
 """
     before = {}

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
@@ -11,12 +12,12 @@ import pytest
 import small_experiment
 from small_experiment import NAMES, RATE, complete, times
 
-from bayesfuse import experiment_dictionaries, metrics
+from bayesfuse import experiment_dictionaries, experiments, metrics
 from bayesfuse.cli import main
 from bayesfuse.datasets import MiniChime
 from bayesfuse.datasets.opening import open_dataset
 from bayesfuse.dictionary import train_dictionary
-from bayesfuse.experiment_items import make_record
+from bayesfuse.experiment_items import make_record, work
 from bayesfuse.experiment_models import Estimate
 from bayesfuse.experiments import load_config, open_records, run_experiment
 from bayesfuse.grams import Bands, gram, sdr
@@ -93,7 +94,7 @@ def test_no_dictionary_has_heard_its_mixture(config, monkeypatch):
         experiment_dictionaries, "train_dictionary", lambda recordings, *a, **k: heard.append(recordings) or [None]
     )
     for item, mine in zip(data, lessons, strict=True):
-        experiment_dictionaries.teach(config, mine["speech"], None)
+        experiment_dictionaries.teach(config, data, mine["speech"], None)
         sizes = {recording.shape[-1] for recording in heard[-1]}
         assert len(sizes) == 2 and item.mixture.shape[-1] not in sizes
     off = experiment_dictionaries.lessons_of(config.replace("dictionaries", cross_fit=0), data, data.entries)
@@ -117,7 +118,6 @@ def test_records_are_kept_checked_or_computed_again(config, tmp_path, capsys):
     # Files that look different and hold the same are read, and nothing is computed.
     os.utime(tmp_path / "set/mixtures/b.wav", ns=(1, 1))
     assert len(run_experiment(config, out, dry_run=True).computed) == 4
-    experiment_dictionaries._opened.cache_clear()
     touched = run_experiment(config, out)
     assert touched.computed == () and touched.kept == 4
     # Another input, and other settings.
@@ -129,6 +129,83 @@ def test_records_are_kept_checked_or_computed_again(config, tmp_path, capsys):
     assert len(open_records(out)) == 4
     limited = run_experiment(other.replace("data", limit=2), out)
     assert limited.computed == ("a", "b") and [r.bands for r in open_records(out)] == [None, None]
+
+
+def test_a_set_that_changes_is_seen(config, tmp_path, monkeypatch):
+    """In the process that knew it, and in workers that outlive a run, whose positions would be others."""
+    out = tmp_path / "out"
+    run_experiment(config, out)
+    small_experiment.make(tmp_path, names=(*NAMES, "A"))
+    known = []
+    monkeypatch.setattr(experiments, "work", lambda task: known.append(task) or work(task))
+    with ThreadPoolExecutor(1) as pool:
+        assert run_experiment(config, out, executor=pool).computed == ("A", *NAMES)  # dictionaries are others, too
+    complete(out, ("A", *NAMES))
+    task = next(task for task in known if "A" in task.names)
+    assert work(task._replace(names=("b",))).outcomes[0].error.startswith("the data set looks otherwise to a worker")
+    assert work(task._replace(indices=(9,))).outcomes[0].error.startswith("the data set looks otherwise")
+    assert work(task._replace(settings="of other code")).outcomes[0].error.startswith("a worker runs other code")
+
+
+def test_metadata_that_change_are_those_of_the_record(config, tmp_path):
+    """They do not matter for the results: nothing is computed, and tables by SNR are right."""
+    columns = "name,kind,source,path,snr_db,room"
+
+    def run(snrs, room):
+        lines = [f"{n},mixture,,set/mixtures/{n}.wav,{snr},{room}" for n, snr in zip(NAMES, snrs, strict=True)]
+        lines += [f"{n},reference,{s},set/references/{n}/{s}.wav,," for n in NAMES for s in ("speech", "noise")]
+        (tmp_path / "set.csv").write_text("\n".join([columns, *lines]))
+        described = config.replace("data", kind="manifest", path=tmp_path / "set.csv")
+        summary = run_experiment(described, tmp_path / "out")
+        return len(summary.computed), [record.metadata for record in open_records(tmp_path / "out")]
+
+    assert run([-6, 0, 3, 9], "007") == (4, [{"snr_db": snr, "room": "007"} for snr in (-6, 0, 3, 9)])
+    assert run([-6, 0.5, 3, 9], "007") == (0, [{"snr_db": snr, "room": "007"} for snr in (-6.0, 0.5, 3.0, 9.0)])
+
+
+def test_damaged_records_are_computed_again(config, tmp_path, caplog):
+    """Where they are looked at, because the inputs look different."""
+    out = tmp_path / "out"
+    run_experiment(config, out)
+    path = out / "records/b.nc"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 3 : len(content) // 2] = bytes(len(content) // 2 - len(content) // 3)
+    path.write_bytes(content)
+    for file in (tmp_path / "set/mixtures").iterdir():
+        os.utime(file, ns=(1, 1))
+    with caplog.at_level("INFO"):
+        assert run_experiment(config, out).computed == ("b",)
+    assert "1 records are there" not in caplog.text and "3 to be checked" in caplog.text
+    complete(out)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (('sources = ["speech"]', 'sources = ["spech"]'), "no true source spech"),
+        (('from = "mixture"', 'from = "context"'), "no stretch of background alone"),
+        (('kind = "ml-nmf"\norders = [2]\niterations = 5', 'kind = "folder"\nestimates = "est"\nnames = ["x"]'), "x"),
+    ],
+)
+def test_a_configuration_that_fits_no_mixture_is_refused_at_once(config, tmp_path, change, message):
+    text = (tmp_path / "experiment.toml").read_text()
+    assert change[0] in text
+    (tmp_path / "experiment.toml").write_text(text.replace(*change))
+    with pytest.raises(ValueError, match=f"the configuration does not fit the data set: .*{message}"):
+        run_experiment(load_config(tmp_path / "experiment.toml"), tmp_path / "out", dry_run=True)
+    assert not (tmp_path / "out").exists()
+
+
+def test_options_may_be_lists(tmp_path):
+    """Draws from the model, with orders and SNRs of the caller."""
+    small_experiment.make(tmp_path)
+    text = (tmp_path / "experiment.toml").read_text()
+    options = "{ speech = [1, 2], snrs_db = [0, 6], background = 1, frames = 4, rate = 2000 }"
+    drawn = f'kind = "synthetic"\ntarget = "speech"\nrest = "noise"\noptions = {options}\n'
+    (tmp_path / "drawn.toml").write_text(text.replace('kind = "folder"\npath = "set"\n', drawn))
+    config = load_config(tmp_path / "drawn.toml")
+    summary = run_experiment(config, tmp_path / "out")
+    assert len(summary.computed) == 4 and not summary.failed
 
 
 # Command line ---------------------------------------------------------------------------------------------------------

@@ -128,7 +128,7 @@ class FileSet(Dataset):
             path, rate=self._resample, mono=self.mono, start=files.start, stop=files.stop, dtype=self.dtype
         )
         if rate != self.rate:
-            raise ValueError(f"{path} has {rate} Hz, but the set {self.rate} Hz; give rate= to resample what differs.")
+            raise ValueError(f"{path} has {rate} Hz, but the set {self.rate} Hz; set `rate` to resample others.")
         return signal
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,8 @@ _FOLDER = (
 _CSV = ("name", "kind", "source", "path")
 _RANGES = ("segment", "context")
 _FIELDS = ("name", "mixture", "sources", "group", "split", *_RANGES, "metadata")
+# What is taken for a number in a table of texts; 007 is a name.
+_NUMBER = re.compile(r"[-+]?(0|[1-9][0-9]*)(\.[0-9]+)?")
 _JSON = '{"items": [{"name": ..., "mixture": ..., "sources": {"speech": ..., ...}}, ...]}'
 
 
@@ -85,8 +88,9 @@ class FolderSet(FileSet):
             lacking += [] if sources else [name]
         if lacking:
             raise FileNotFoundError(
-                f"{len(lacking)} of {len(items)} mixtures have no true sources, such as {lacking[0]}: there is no "
-                f"{root / lacking[0]}/SOURCE.wav. {_FOLDER}"
+                f"{len(lacking)} of {len(items)} mixtures have no true sources, as {', '.join(lacking[:5])}. There "
+                f"is no {root / lacking[0]}/SOURCE.wav. {_FOLDER} A folder without true sources is of the kind "
+                "recordings."
             )
         super().__init__(items, _FOLDER, rate=rate, mono=mono, dtype=dtype)
 
@@ -136,7 +140,10 @@ class ManifestSet(FileSet):
     def __init__(self, path: PathLike, *, rate: int | None = None, mono: bool = False, dtype: Any = np.float32) -> None:
         self.path = Path(path)
         if not self.path.is_file():
-            raise FileNotFoundError(f"no manifest {self.path}; looked from {Path.cwd()}.")
+            raise FileNotFoundError(
+                f"no manifest {self.path}; looked from {Path.cwd()}. It is a CSV file with the columns "
+                f"{','.join(_CSV)}, or JSON: {_JSON}."
+            )
         if self.path.suffix.lower() not in (".csv", ".json"):
             raise ValueError(f"{self.path}: expected a manifest called .csv or .json, not {self.path.suffix!r}.")
         items = _from_json(self.path) if self.path.suffix.lower() == ".json" else _from_csv(self.path)
@@ -175,7 +182,19 @@ def _from_csv(file: Path) -> list[tuple[Entry, Files]]:
                 _take_row(items, {k: (v or "").strip() for k, v in row.items() if k}, f"{file}, line {rows.line_num}")
     except (UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{file} cannot be read as CSV in UTF-8: {error}") from error
+    _take_numbers(items)
     return [_item(fields, file.parent, f"{file}, mixture {name}") for name, fields in items.items()]
+
+
+def _take_numbers(items: Mapping[str, dict[str, Any]]) -> None:
+    """Makes numbers of the metadata that are numbers for all mixtures that have them."""
+    about = [item["metadata"] for item in items.values() if "metadata" in item]
+    for key in {key for metadata in about for key in metadata}:
+        having = [metadata for metadata in about if key in metadata]
+        if all(_NUMBER.fullmatch(metadata[key]) for metadata in having):
+            kind = float if any("." in metadata[key] for metadata in having) else int
+            for metadata in having:
+                metadata[key] = kind(metadata[key])
 
 
 def _take_row(items: dict[str, dict[str, Any]], row: dict[str, str], where: str) -> None:
