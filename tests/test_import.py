@@ -1,7 +1,9 @@
 """Importing the package is cheap, and every public name can be reached."""
 
+import functools
 import importlib
 import json
+import re
 import subprocess
 import sys
 import tomllib
@@ -42,6 +44,19 @@ def test_every_public_name_resolves():
     for name in bayesfuse.__all__:
         assert getattr(bayesfuse, name) is not None
     assert set(bayesfuse.__all__) <= set(dir(bayesfuse))
+
+
+def test_names_that_are_told_to_users_exist():
+    """`bayesfuse.name` of README, help and messages, and where the README's tables say things are."""
+    readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    code = [file.read_text(encoding="utf-8") for file in (REPOSITORY / "bayesfuse").rglob("*.py")]
+    names = {name for text in (readme, *code) for name in re.findall(r"`bayesfuse\.([a-z_.]+\w)", text, re.IGNORECASE)}
+    start = readme.index("| weights | learned from | where |")
+    table = readme[start : readme.index("\n\n", start)].splitlines()[2:]
+    names |= {name for row in table for name in re.findall(r"`([a-z_.]+)`", row.split("|")[-2])}
+    assert len(names) > 20
+    for name in names:
+        functools.reduce(getattr, name.split("."), bayesfuse)
 
 
 def test_an_unknown_name_is_an_attribute_error():
