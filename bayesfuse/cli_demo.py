@@ -10,7 +10,7 @@ def add(commands: Any) -> None:
     """Adds the command to the parser's commands."""
     parser = commands.add_parser(
         "demo",
-        help="separate a small example that comes with the program (under a minute)",
+        help="separate a small example that comes with the program (about a minute)",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Lifts a synthetic voice out of synthetic kitchen noise and scores every way of combining the\n"
         "model orders against the true voice. Nothing is downloaded. Writes sounds and pictures to OUT.",

@@ -208,6 +208,16 @@ def test_options_may_be_lists(tmp_path):
     assert len(summary.computed) == 4 and not summary.failed
 
 
+def test_the_configuration_of_the_readme(tmp_path):
+    small_experiment.make(tmp_path, names=("train/a", "train/b", "test/c"))
+    (tmp_path / "set").rename(tmp_path / "my_corpus")
+    text = (REPOSITORY / "README.md").read_text()
+    (tmp_path / "readme.toml").write_text(text.split("```toml\n")[1].split("```")[0])
+    config = load_config(tmp_path / "readme.toml")
+    plan = run_experiment(config, tmp_path / "out", dry_run=True)
+    assert sorted(plan.computed) == ["test/c", "train/a", "train/b"]
+
+
 # Command line ---------------------------------------------------------------------------------------------------------
 
 
