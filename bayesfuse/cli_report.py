@@ -53,7 +53,8 @@ def run(args: argparse.Namespace) -> int:
     if stored and args.data is not None:
         raise ValueError("--data goes with the folder of an experiment, not with a file of its results")
     output = Path(args.output) if args.output else (folder.parent if stored else folder) / "report.html"
-    cli_folder.check_parent(output)
+    if args.output:
+        cli_folder.check_parent(output)
     sounds = None if args.data is None else experiment_sounds(folder, args.data)
     tree = open_corpus(folder) if stored else corpus_tree(open_records(folder), bands=False)
     choices = {"learn": args.learn, "apply": args.apply, "by": args.by}

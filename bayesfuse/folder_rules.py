@@ -136,8 +136,8 @@ def check_references(folder: Folder, method: str) -> None:
     """Raises a ValueError if the folder holds no true source."""
     if not any(item.references for item in folder.items):
         raise ValueError(
-            f"{method} needs true sources, but no mixture has one: give the folder that holds NAME/SOURCE.wav by "
-            "--references, with the names of the mixtures."
+            f"{method} needs true sources, but no mixture has one: give --references, the folder that holds "
+            "NAME/SOURCE.wav with the names of the mixtures."
         )
 
 

@@ -197,7 +197,7 @@ def test_folder(own):
 
 def test_rates_and_channels(own):
     put(own / "mixtures/train/single.wav", tone(20) + tone(21), 2 * RATE)
-    with pytest.raises(ValueError, match=r"single.wav has 16000 Hz, but the set 8000 Hz; give rate="):
+    with pytest.raises(ValueError, match=r"single.wav has 16000 Hz, but the set 8000 Hz; set `rate`"):
         FolderSet(own)[1]
     halved = FolderSet(own, rate=RATE // 2)[0]
     assert halved.rate == RATE // 2 and halved.mixture.shape == (1, 200) and halved.segment == (0, 200)
@@ -223,7 +223,7 @@ def test_manifests_in_csv_and_json_say_the_same(own):
     (own / "list.csv").write_text(ROWS)
     sources = {n: f"references/train/song1/part1/{n}.wav" for n in ("voice", "rest")}
     first = {"name": "a", "mixture": "mixtures/train/song1/part1.wav", "sources": sources, "group": "one"}
-    first |= {"split": "train", "segment": [100, 300], "context": [0, 100], "metadata": {"snr": "3"}}
+    first |= {"split": "train", "segment": [100, 300], "context": [0, 100], "metadata": {"snr": 3}}
     second = {"name": "b", "sources": {n: f"references/test/song2/part1/{n}.wav" for n in ("voice", "rest")}}
     (own / "list.json").write_text(json.dumps({"items": [first, second]}))
     (own / "bare.json").write_text(json.dumps([first, second]))
@@ -231,7 +231,7 @@ def test_manifests_in_csv_and_json_say_the_same(own):
     assert sets[0].entries == sets[1].entries == sets[2].entries and sets[0].files == sets[1].files
     one, two = sets[0]
     assert (one.group, one.split, one.segment, one.context) == ("one", "train", (100, 300), (0, 100))
-    assert one.metadata == {"snr": "3"} and (two.group, two.split, two.segment) == ("b", "all", (0, 400))
+    assert one.metadata == {"snr": 3} and (two.group, two.split, two.segment) == ("b", "all", (0, 400))
     assert_sum(one, ("voice", "rest"))
     assert_sum(two, ("voice", "rest"))  # the mixture is their sum
     np.testing.assert_array_equal(one.background(), one.mixture[:, :100])

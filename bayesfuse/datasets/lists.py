@@ -87,10 +87,10 @@ class FolderSet(FileSet):
             items.append((_entry(name), Files(file, sources)))
             lacking += [] if sources else [name]
         if lacking:
+            some = ", ".join(lacking[:5])
             raise FileNotFoundError(
-                f"{len(lacking)} of {len(items)} mixtures have no true sources, as {', '.join(lacking[:5])}. There "
-                f"is no {root / lacking[0]}/SOURCE.wav. {_FOLDER} A folder without true sources is of the kind "
-                "recordings."
+                f"{len(lacking)} of {len(items)} mixtures have no true sources, such as {some}: there is no "
+                f"{root / lacking[0]}/SOURCE.wav. {_FOLDER} A folder without true sources is of the kind recordings."
             )
         super().__init__(items, _FOLDER, rate=rate, mono=mono, dtype=dtype)
 
