@@ -177,7 +177,8 @@ def run_experiment(
     kept = len(plan.indices) - len(plan.known)
     data = plan.data
     lessons = lessons_of(config, data, [data.entries[i] for i in plan.known])
-    _check_fit(config, data, list(plan.known))
+    if plan.known:
+        _check_fit(config, data, plan.indices)
     if dry_run:
         statement = type(executor).__name__ if executor is not None else config.execution.executor
         names = tuple(data.names[i] for i in plan.known)
@@ -220,7 +221,7 @@ def _plan(config: ExperimentConfig, root: Path) -> _Plan:
 def _check_fit(config: ExperimentConfig, data: Dataset, indices: Sequence[int]) -> None:
     """Raises a ValueError if the configuration fits none of some mixtures: it is at fault, not they."""
     reasons = []
-    for index in indices[:_TRIED]:
+    for index in indices[:: -(-len(indices) // _TRIED)]:
         try:
             mixture = reduced(config.data, data[index])
         except ITEM_ERRORS:

@@ -78,6 +78,9 @@ def test_a_corrupt_input_is_reported_and_stops_nobody(config, tmp_path, capsys):
     summary = run_experiment(config, out)
     assert summary.computed == ("a", "c", "d") and list(summary.failed) == ["b"] and "b:" in str(summary)
     assert open_records(out).errors == summary.failed
+    path.unlink()
+    for _ in range(2):  # the configuration fits the others
+        assert list(run_experiment(config, out).failed) == ["b"]
     path.write_bytes(whole)
     assert run_experiment(config, out).computed == ("b",)
     complete(out)
