@@ -27,6 +27,9 @@ from bayesfuse.simplex_qp import oracle_weights
 
 KIND = "ML-NMF"
 ORACLE = "oracle fusion, time-varying"
+APART = """The networks' separations learn the noise before the utterance only, those of the records also behind it, and
+are about 0.2 dB better: comparisons of networks with other rules on records are no finer than that. `fusion_ladder.py`
+compares all on the same separations."""
 # What scores depend on besides settings.
 CODE = ("_principal", "_training", "features", "network_costs", "neural", "transforms", "weighted_sum")
 # Components are fitted to every eighth frame: of 14,000 numbers per frame, they take minutes as it is.

@@ -25,7 +25,7 @@ import jvr16_fig3_static as static
 import numpy as np
 from _claims import Claim
 from _corpus import Corpus
-from _paper_networks import BEST, KIND, Scores, Setting, add_arguments, scores
+from _paper_networks import APART, BEST, KIND, Scores, Setting, add_arguments, scores
 from _papers import Bar, Page
 
 from bayesfuse.neural import NetworkConfig
@@ -86,7 +86,7 @@ def page(cache: Path, train: Corpus, test: Corpus, chosen: dict[tuple[str, str],
     about += f"(paper: {NETWORK['components']} of {NETWORK['inputs']})"
     fixed = static.levels(cache, train, test, KIND)
     made = claims_of(test, level) + best_claims(test, level[best], fixed)
-    return Page([*tables, about], made, partial(papers.bars, "Fig. 6: networks", panels))
+    return Page([*tables, about, APART], made, partial(papers.bars, "Fig. 6: networks", panels))
 
 
 def aligned(test: Corpus, found: Scores) -> tuple[Corpus, list[np.ndarray]]:

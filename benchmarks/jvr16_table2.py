@@ -23,7 +23,7 @@ import jvr16_fig3_static as static
 import numpy as np
 from _common import Estimate
 from _corpus import Corpus
-from _paper_networks import KIND, Scores, add_arguments, scores
+from _paper_networks import APART, KIND, Scores, add_arguments, scores
 from _papers import Bar, Page
 from jvr16_fig6_network import aligned, base, best_claims
 
@@ -69,7 +69,9 @@ def page(cache: Path, train: Corpus, test: Corpus, found: Scores | None) -> Page
     title = f"Table II, NMFs: {len(test.names)} test mixtures; best on {len(train.names)} training mixtures: {KIND} "
     header = ["SDR (dB)", "ours", "paper", "SDRI, ours", "SDRI, paper"]
     table = common.table(header, rows, title=title + str(test.orders(KIND)[index]))
-    return Page([table], made, partial(papers.bars, "Table II, NMFs", {KIND: bars}))
+    return Page(
+        [table] if found is None else [table, APART], made, partial(papers.bars, "Table II, NMFs", {KIND: bars})
+    )
 
 
 def main(arguments: list[str] | None = None) -> None:
