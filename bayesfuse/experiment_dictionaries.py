@@ -49,8 +49,19 @@ class Taught(NamedTuple):
     digest: str
 
 
+def open_now(data: Data) -> Dataset:
+    """The data set as it is now."""
+    return open_dataset(data.kind, data.path, **data.options)
+
+
 def opened(data: Data, look: str) -> Dataset:
-    """The data set; kept open as long as its files look the same, since opening reads manifests and lists folders."""
+    """The data set, kept open as long as its files look the same: opening it reads manifests and lists folders.
+
+    Parameters
+    ----------
+    look
+        A hash of how they look.
+    """
     return _opened(data.kind, data.path, json.dumps(dict(data.options), sort_keys=True), look)
 
 

@@ -30,10 +30,9 @@ from bayesfuse._jobs import ITEM_ERRORS
 from bayesfuse._lock import exclusive
 from bayesfuse._netcdf import replacing
 from bayesfuse.datasets.base import Dataset
-from bayesfuse.datasets.opening import open_dataset
 from bayesfuse.executors import Workers, workers
 from bayesfuse.experiment_config import ExperimentConfig, load_config
-from bayesfuse.experiment_dictionaries import Lesson, Taught, lessons_of, opened, reduced, teach
+from bayesfuse.experiment_dictionaries import Lesson, Taught, lessons_of, open_now, opened, reduced, teach
 from bayesfuse.experiment_items import STAGES, Outcome, Task, check_fit, peak_memory, settings_hash, work
 from bayesfuse.records import Record, Records, open_records, record_path
 
@@ -120,18 +119,15 @@ class Summary:
 
 
 class _Plan(NamedTuple):
-    """What is to be done: positions of the mixtures in the data set with the key of their record, if any.
-
-    `look` is a hash of how the files of the set look: with another one, it is another set.
-    """
+    """What is to be done."""
 
     data: Dataset
-    look: str
-    indices: tuple[int, ...]
+    look: str  # hash of how the files of the set look
+    indices: tuple[int, ...]  # positions in the set of the mixtures of the experiment
     names: tuple[str, ...]
-    known: dict[int, str | None]
-    settings: str
-    stamp: str
+    known: dict[int, str | None]  # of those without a record that is surely right, the key of the one there is, if any
+    settings: str  # hash of settings and code
+    stamp: str  # hash of settings, code and look: a record that has it is right
 
 
 def run_experiment(
@@ -175,13 +171,12 @@ def run_experiment(
     start = time.perf_counter()
     plan = _plan(config, root)
     kept = len(plan.indices) - len(plan.known)
-    data = plan.data
-    lessons = lessons_of(config, data, [data.entries[i] for i in plan.known])
+    lessons = lessons_of(config, plan.data, [plan.data.entries[i] for i in plan.known])
     if plan.known:
-        _check_fit(config, data, plan.indices)
+        _check_fit(config, plan.data, plan.indices)
     if dry_run:
         statement = type(executor).__name__ if executor is not None else config.execution.executor
-        names = tuple(data.names[i] for i in plan.known)
+        names = tuple(plan.data.names[i] for i in plan.known)
         return Summary(len(plan.indices), names, kept, records.read_errors(root), statement=statement, dry_run=True)
     (root / "records").mkdir(parents=True, exist_ok=True)
     with exclusive(root / ".work" / "lock"):
@@ -196,7 +191,7 @@ def run_experiment(
 
 
 def _plan(config: ExperimentConfig, root: Path) -> _Plan:
-    data = open_dataset(config.data.kind, config.data.path, **config.data.options)
+    data = open_now(config.data)
     splits = config.data.splits or data.splits
     position = {name: i for i, name in enumerate(data.names)}
     names = [name for split in splits for name in data.mixtures(split, config.data.quick)[: config.data.limit].names]

@@ -23,8 +23,8 @@ from _corpus import Corpus
 from bayesfuse._fingerprint import files_hash
 from bayesfuse._netcdf import replacing
 from bayesfuse._plot_style import new_figure, soften
-from bayesfuse.datasets.opening import open_dataset
 from bayesfuse.experiment_config import ExperimentConfig, load_config
+from bayesfuse.experiment_dictionaries import open_now
 from bayesfuse.experiments import run_experiment
 from bayesfuse.records import Records, open_records, read_index, record_path
 
@@ -73,7 +73,7 @@ def records_of(config: ExperimentConfig, folder: Path) -> tuple[Records, dict[st
     ValueError
         If some are missing in the folder of a larger experiment, which would be cut down to this one.
     """
-    data = open_dataset(config.data.kind, config.data.path, **config.data.options)
+    data = open_now(config.data)
     splits = config.data.splits or data.splits
     wanted = {s: list(data.mixtures(s, config.data.quick)[: config.data.limit].names) for s in splits}
 
